@@ -1,0 +1,1 @@
+"""Corpus → manifest. `pipeline` is the map of the whole; the extra `partition` installs what it needs."""
