@@ -1,0 +1,129 @@
+"""The `lmsplit` command: its own subcommands, and lazy imports of those of the other two packages.
+
+Asking for a command whose package is not installed says which extra to install. Exit codes: 0 done, 1 a check failed,
+2 bad usage or configuration, 3 bad input past its limit, 4 conflict with another writer.
+"""
+
+import importlib
+import json
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+
+from lmsplit.manifests.errors import ConfigurationError, LmsplitError
+from lmsplit.manifests.reader import Manifest
+from lmsplit.manifests.show import render, summary
+from lmsplit.manifests.verify import Finding, verify_manifest
+
+_ELSEWHERE: Final = {
+    "partition": ("partition", "Cluster a corpus into domains and publish the manifest."),
+    "publish": ("partition", "Publish a run whose stages are all done."),
+    "status": ("partition", "Show how far a run is."),
+    "gc": ("partition", "Remove the work files of published runs."),
+    "train": ("train", "Pretrain the seed, or continue it into one expert per domain."),
+    "route": ("train", "Place a text and name its expert."),
+}
+"""Commands of the other packages: name → (package and extra, one-line help)."""
+
+
+app = typer.Typer(
+    help="Split a corpus into semantic domains, audit the result, and train one expert per domain.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+ManifestArgument = Annotated[str, typer.Argument(metavar="M", help="a manifest's directory, or <directory>@<commit number>")]
+JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
+
+
+@app.callback()
+def _options(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log details to standard error")] = False) -> None:
+    logging.basicConfig(
+        level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
+    )
+
+
+@app.command()
+def show(
+    manifest: ManifestArgument,
+    domain: Annotated[str | None, typer.Option(help="only this domain, with the documents nearest its centroid")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Show what a manifest holds: domains, sizes, splits, what was set aside."""
+    opened = Manifest.open(manifest)
+    if as_json:
+        print_json(summary(opened, domain))
+    else:
+        Console().print(render(opened, domain))
+
+
+@app.command()
+def verify(
+    manifest: ManifestArgument,
+    deep: Annotated[bool, typer.Option(help="read every file: digests, pages, texts, ids, splits, placement")] = False,
+    sample: Annotated[int, typer.Option(min=0, help="documents to place again with --deep")] = 1000,
+    as_json: JsonOption = False,
+) -> None:
+    """Check a manifest against its commit; exit 1 when anything is wrong."""
+    findings = verify_manifest(manifest, deep=deep, sample=sample)
+    if as_json:
+        print_json({"ok": not findings, "findings": [finding._asdict() for finding in findings]})
+    else:
+        _print_findings(manifest, findings, deep)
+    if findings:
+        raise typer.Exit(1)
+
+
+def _print_findings(manifest: str, findings: list[Finding], deep: bool) -> None:
+    console = Console()
+    if not findings:
+        extent = "every file read" if deep else "files and footers; --deep reads every byte"
+        console.print(f"{manifest}: ok ({extent})", markup=False)
+    for finding in findings:
+        console.print(f"[red]{finding.code}[/red]", end=" ")
+        console.print(f"{finding.where}: expected {finding.expected}, found {finding.found}. {finding.remedy}", markup=False)
+
+
+def print_json(value: dict[str, Any]) -> None:
+    """Print one JSON object on standard output."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1 if sys.stdout.isatty() else None) + "\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; the entry point of `lmsplit`.
+
+    Args:
+        arguments: instead of the process's own.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    wanted = next((argument for argument in given if not argument.startswith("-")), None)
+    try:
+        for name, (package, help_line) in _ELSEWHERE.items():
+            app.command(name, help=help_line)(_imported(package, name) if name == wanted else _not_imported)
+        app(given, prog_name="lmsplit")
+    except LmsplitError as error:
+        sys.stderr.write(f"lmsplit: {error}\n")
+        sys.exit(error.exit_code)
+
+
+def _not_imported() -> None:
+    """Stand for a command of another package in the list of commands; never run."""
+
+
+def _imported(package: str, name: str) -> Callable[..., None]:
+    try:
+        module = importlib.import_module(f"lmsplit.{package}.cli")
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("lmsplit."):
+            raise
+        raise ConfigurationError(
+            f"lmsplit {name} needs {error.name}, which is not installed: pip install 'lmsplit[{package}]'"
+        ) from error
+    command: Callable[..., None] = getattr(module, name)
+    return command

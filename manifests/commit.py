@@ -1,0 +1,207 @@
+"""The commit: the one file that says what a manifest holds, and the protocol that publishes it.
+
+```
+data, ids, …  ──put──►  content-addressed files        (invisible: no commit names them)
+commits/N.json ──put──►  create-only                    THE commit point
+README.md      ──replace──►                             derived
+```
+
+A commit is `{body, body_sha256, created_at, actor, sha256}`. The body determines the manifest and holds nothing of when or
+where it was made, so that two runs of the same work write the same body. `body_sha256` digests the canonical body,
+`sha256` all the rest of the file. The file itself is canonical JSON and one newline, so that no bit of it is free.
+
+Readers take the newest commit and follow its `files`; they never list directories.
+"""
+
+import datetime
+import getpass
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lmsplit.manifests.errors import ConflictError, ManifestError
+from lmsplit.manifests.layout import COMMITS, commit_path, commit_version
+from lmsplit.manifests.schema import SCHEMA_VERSION
+from lmsplit.manifests.store import Store
+
+
+class Record(BaseModel):
+    """A frozen record that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class FileEntry(Record):
+    """One file of the manifest."""
+
+    path: str = Field(description="POSIX path relative to the manifest")
+    bytes: int = Field(ge=0, description="size in bytes")
+    rows: int | None = Field(description="rows of a Parquet file, else null")
+    sha256: str = Field(description="digest of the file, 64 hexadecimal digits")
+
+
+class Amount(Record):
+    """So many records, of so many raw bytes (a JSONL line without its newline; the text of a Parquet row)."""
+
+    records: int = Field(default=0, ge=0)
+    bytes: int = Field(default=0, ge=0)
+
+    def __add__(self, other: "Amount") -> "Amount":
+        """Add records to records and bytes to bytes."""
+        return Amount(records=self.records + other.records, bytes=self.bytes + other.bytes)
+
+
+class Counts(Record):
+    """The two sides of the conservation law: read = published + quarantined + duplicates."""
+
+    read: Amount = Field(description="records read from the input")
+    published: Amount = Field(description="records that became documents")
+    quarantined: dict[str, Amount] = Field(description="records set aside, by reason")
+    duplicates: dict[str, Amount] = Field(description="records set aside as duplicates, by rule")
+    text_bytes: int = Field(ge=0, description="UTF-8 bytes of the published texts")
+    tokens: int | None = Field(description="tokens of the published texts; null without a tokenizer")
+
+    def imbalance(self) -> Amount | None:
+        """Return both sides where they differ as an `Amount` of the right-hand side, or None when the law holds."""
+        parts = [self.published, *self.quarantined.values(), *self.duplicates.values()]
+        total = sum(parts, Amount())
+        return None if total == self.read else total
+
+
+class Body(Record):
+    """What a manifest holds and how it was made; the same work gives the same body."""
+
+    format: str = Field(default="lmsplit-manifest", description="always lmsplit-manifest")
+    version: int = Field(default=SCHEMA_VERSION, description="format version; readers refuse one they do not know")
+    parent: str | None = Field(description="body_sha256 of the commit before, null in commit 0")
+    run_id: str = Field(description="digest of all that determines content")
+    files: tuple[FileEntry, ...] = Field(description="every file of the manifest, sorted by path; the card is not one")
+    configuration: dict[str, Any] = Field(description="the resolved configuration, content keys only")
+    plan: str = Field(description="path of the plan")
+    domains: str = Field(description="path of the domain table")
+    placement: str = Field(description="path of the placement rule's description")
+    encoder: dict[str, Any] = Field(description="name and digest of the encoder that the rule pins")
+    columns: dict[str, str] = Field(description="kept columns of the data files and their Arrow types, in order")
+    counts: Counts
+    splits: dict[str, int] = Field(description="documents by split")
+    software: dict[str, str] = Field(description="versions of the libraries that determine content")
+    tier: str = Field(description="what is reproducible: see manifests/README.md, Determinism")
+    gate: dict[str, Any] | None = Field(default=None, description="findings of the quality gate; null where not run")
+    tombstones: tuple[dict[str, Any], ...] = Field(default=(), description="documents taken down since the parent")
+
+
+class Commit(Record):
+    """A commit file: the body, its digest, and when and by whom it was published."""
+
+    body: Body
+    body_sha256: str
+    created_at: str = Field(description="UTC, ISO 8601")
+    actor: str = Field(description="login name of whoever published")
+    sha256: str = Field(description="digest of the canonical JSON of the other four keys")
+
+
+def canonical(value: Any) -> bytes:
+    """Return the canonical JSON of `value`: sorted keys, no spaces, UTF-8, no NaN.
+
+    >>> canonical({"b": 1, "a": [True, None]})
+    b'{"a":[true,null],"b":1}'
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """Return the SHA-256 of the canonical JSON of `value`."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def versions(store: Store) -> list[int]:
+    """Return the numbers of the commits in `store`, oldest first."""
+    return sorted(v for v in map(commit_version, store.names(COMMITS)) if v is not None)
+
+
+def read_commit(store: Store, version: int | None = None) -> tuple[int, Commit]:
+    """Read a commit and check every digest in it.
+
+    Args:
+        store: the manifest.
+        version: which commit; the newest when None.
+
+    Returns:
+        The commit's number, and the commit.
+
+    Raises:
+        ManifestError: there is no such commit, it is damaged, or its format version is unknown.
+    """
+    existing = versions(store)
+    if not existing:
+        raise ManifestError(f"{store.root} is not a manifest: it has no {COMMITS}/00000.json (was the run published?)")
+    wanted = existing[-1] if version is None else version
+    if wanted not in existing:
+        raise ManifestError(f"{store.root}@{wanted} does not exist: its commits are {existing[0]} to {existing[-1]}")
+    name = commit_path(wanted)
+    return wanted, parse_commit(store.read(name), f"{store.root}/{name}")
+
+
+def parse_commit(data: bytes, where: str) -> Commit:
+    """Parse a commit file's bytes and check every digest in it; see `read_commit`."""
+    try:
+        raw = json.loads(data)
+        if canonical(raw) + b"\n" != data:
+            raise ValueError("it is not canonical JSON")
+        version = raw["body"]["version"]
+        if version != SCHEMA_VERSION:
+            raise ManifestError(f"{where}: format version {version}, this lmsplit reads {SCHEMA_VERSION}: upgrade lmsplit")
+        commit = Commit.model_validate(raw)
+    except ManifestError:
+        raise
+    except (ValueError, KeyError, TypeError, ValidationError) as error:
+        raise ManifestError(f"{where} is damaged: {error}") from error
+    rest = {key: value for key, value in raw.items() if key != "sha256"}
+    for key, expected, found in (
+        ("body_sha256", commit.body_sha256, digest(raw["body"])),
+        ("sha256", commit.sha256, digest(rest)),
+    ):
+        if expected != found:
+            raise ManifestError(f"{where} is damaged: {key} says {expected}, its content has {found}")
+    return commit
+
+
+def write_commit(store: Store, body: Body, version: int) -> Commit:
+    """Publish `body` as commit number `version`.
+
+    Args:
+        store: the manifest; every file of the body is there already.
+        body: what the manifest holds.
+        version: the commit's number, one above the parent's.
+
+    Returns:
+        The commit that now stands there: this one, or an earlier one with the same body.
+
+    Raises:
+        ConflictError: a commit of that number with another body exists.
+    """
+    content = body.model_dump(mode="json")
+    body_sha256 = digest(content)
+    rest = {
+        "body": content,
+        "body_sha256": body_sha256,
+        "created_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "actor": _actor(),
+    }
+    store.put_bytes(canonical(rest | {"sha256": digest(rest)}) + b"\n", commit_path(version))
+    _, standing = read_commit(store, version)
+    if standing.body_sha256 != body_sha256:
+        raise ConflictError(
+            f"{store.root} already holds commit {version} of run {standing.body.run_id} "
+            f"(body {standing.body_sha256[:12]}, ours {body_sha256[:12]}): choose another output"
+        )
+    return standing
+
+
+def _actor() -> str:
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        return "unknown"

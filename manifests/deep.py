@@ -1,0 +1,156 @@
+"""What `verify --deep` reads inside the data: texts, ids, splits, and the placement of a sample.
+
+```
+held-out files, then the others:
+  each row ─► text digest and length ─► domain and split of its file ─► its id, folded into one sum
+held-out groups ─► no training row may share one
+ids index ─► sorted, unique, and the same sum: so it names exactly the rows that are there
+sample ─► text placed again by the stored rule
+```
+
+Memory: one batch, and the held-out groups. Cost: a SHA-256 of every text.
+"""
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmsplit.manifests.commit import FileEntry
+from lmsplit.manifests.errors import LmsplitError
+from lmsplit.manifests.placement import is_unit
+from lmsplit.manifests.reader import Manifest
+from lmsplit.manifests.statistics import splits_by_file
+from lmsplit.manifests.verify import Finding
+
+DISTANCE_TOLERANCE: Final = 1e-4
+"""Placing again on another type of CPU may round the vectors differently; on the same one distances are equal."""
+_REMEDY: Final = "do not train on it: make the manifest anew and report this"
+_MAX_PER_FILE: Final = 3
+
+
+def verify_contents(manifest: Manifest, sample: int) -> list[Finding]:
+    """Check the contents of a manifest whose files and counts are sound.
+
+    Args:
+        manifest: the manifest.
+        sample: how many documents to place again.
+
+    Returns:
+        What is wrong, at most three findings of a kind a file.
+    """
+    try:
+        split_of = splits_by_file(manifest)
+    except LmsplitError as error:
+        return [Finding("split_mixed", "data", "one split a file", str(error), _REMEDY)]
+    rows = _Rows(manifest)
+    findings: list[Finding] = []
+    heldout_first = sorted(manifest.data_files(), key=lambda entry: split_of[entry.path] != "heldout")
+    for entry in heldout_first:
+        found = list(rows.check(entry, split_of[entry.path]))
+        for code in dict.fromkeys(finding.code for finding in found):
+            findings += [finding for finding in found if finding.code == code][:_MAX_PER_FILE]
+    findings += _index(manifest, rows.id_sum)
+    return findings + list(_placement(manifest, sample))
+
+
+class _Rows:
+    """Checks the rows of data files, and remembers held-out groups and the sum of the ids."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._heldout: set[str] = set()
+        self.id_sum = 0
+
+    def check(self, entry: FileEntry, split: str) -> Iterator[Finding]:
+        domain, part = entry.path.split("/")[1], int(entry.path.split("part-")[1].split("-")[0])
+        row = 0
+        columns = ["doc_id", "text", "group", "text_sha256", "domain", "num_bytes", "split"]
+        for batch in _batches(self._manifest, entry, columns):
+            values = [batch.column(name).to_pylist() for name in columns]
+            for doc_id, text, group, sha256, in_domain, num_bytes, in_split in zip(*values, strict=True):
+                data = text.encode()
+                where = f"{entry.path} row {row} ({doc_id})"
+                if (found := hashlib.sha256(data).hexdigest()) != sha256:
+                    yield Finding("text_digest", where, sha256, found, _REMEDY)
+                if len(data) != num_bytes:
+                    yield Finding("text_length", where, f"{num_bytes} bytes", f"{len(data)} bytes", _REMEDY)
+                if (in_domain, in_split) != (domain, split):
+                    yield Finding("wrong_file", where, f"{domain}, {split}", f"{in_domain}, {in_split}", _REMEDY)
+                yield from self._leak(where, sha256 if group is None else f"group {group}", split)
+                self.id_sum += _id_number(doc_id, domain, part, row)
+                row += 1
+
+    def _leak(self, where: str, key: str, split: str) -> Iterator[Finding]:
+        if split == "heldout":
+            self._heldout.add(key)
+        elif split == "train" and key in self._heldout:
+            yield Finding("heldout_leak", where, "no training document of a held-out group", key, _REMEDY)
+
+
+def _batches(manifest: Manifest, entry: FileEntry, columns: list[str]) -> Iterable[pa.RecordBatch]:
+    with pq.ParquetFile(manifest.store.path(entry.path), page_checksum_verification=True) as file:
+        yield from file.iter_batches(4096, columns=columns)
+
+
+def _id_number(doc_id: str, domain: str, part: int, row: int) -> int:
+    """A 128-bit number of an index row; equal sums of these mean equal sets of rows, but for 1 chance in 2^128."""
+    key = f"{domain}\x00{part}\x00{row}\x00{doc_id}".encode()
+    return int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big")
+
+
+def _index(manifest: Manifest, expected_sum: int) -> Iterator[Finding]:
+    found_sum = 0
+    last: tuple[int, str] = (-1, "")
+    for entry in manifest.body.files:
+        if not entry.path.startswith("ids/"):
+            continue
+        for batch in _batches(manifest, entry, ["id_hash", "doc_id", "domain", "part", "row"]):
+            for id_hash, doc_id, domain, part, row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                if (id_hash, doc_id) <= last:
+                    yield Finding("ids_order", entry.path, "ids that rise and are unique", f"{doc_id} after {last[1]}", _REMEDY)
+                if id_hash != int.from_bytes(hashlib.sha256(doc_id.encode()).digest()[:8], "big"):
+                    yield Finding("ids_hash", entry.path, f"the hash of {doc_id}", str(id_hash), _REMEDY)
+                last = (id_hash, doc_id)
+                found_sum += _id_number(doc_id, domain, part, row)
+    if found_sum != expected_sum:
+        yield Finding("ids_rows", "ids", "every document with its place", "other documents or places", _REMEDY)
+
+
+def _placement(manifest: Manifest, sample: int) -> Iterator[Finding]:
+    rows = _sample(manifest, sample)
+    if not rows:
+        return
+    encoder, rule = manifest.encoder(), manifest.rule()
+    embeddings_ND = encoder.encode([row["text"] for row in rows])
+    if not is_unit(embeddings_ND).all():
+        yield Finding("placement", "data", "a unit vector for every text", "a text without one", _REMEDY)
+        return
+    placed = rule.place(embeddings_ND)
+    for index, row in enumerate(rows):
+        domain, distance = f"d{placed.domain[index]:05d}", float(placed.distance[index])
+        near_tie = row["margin"] is not None and row["margin"] <= DISTANCE_TOLERANCE
+        moved = domain != row["domain"] and not near_tie
+        if moved or (abs(distance - row["distance"]) > DISTANCE_TOLERANCE and domain == row["domain"]):
+            expected = f"{row['domain']} at {row['distance']:.6f}"
+            yield Finding("placement", row["doc_id"], expected, f"{domain} at {distance:.6f}", _REMEDY)
+
+
+def _sample(manifest: Manifest, size: int) -> list[dict[str, Any]]:
+    """Draw rows at random over all files, the same for the same commit."""
+    entries = manifest.data_files()
+    offsets = np.cumsum([0, *(entry.rows or 0 for entry in entries)])
+    generator = np.random.default_rng(int(manifest.digest[:16], 16))
+    drawn = np.sort(generator.choice(offsets[-1], min(size, int(offsets[-1])), replace=False))
+    rows: list[dict[str, Any]] = []
+    for index, entry in enumerate(entries):
+        wanted = drawn[(drawn >= offsets[index]) & (drawn < offsets[index + 1])] - offsets[index]
+        start = 0
+        for batch in _batches(manifest, entry, ["doc_id", "text", "domain", "distance", "margin"]) if len(wanted) else ():
+            inside = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
+            rows += batch.take(pa.array(inside)).to_pylist()
+            start += batch.num_rows
+    return rows

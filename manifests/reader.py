@@ -1,0 +1,239 @@
+"""Opens a manifest and reads it: the domains, the documents, the rule. Follows the commit's `files`, never a listing.
+
+Reading checks the commit's own digests and Parquet's page checksums; it does *not* digest whole files (that is `verify
+--deep`). Documents stream: memory is one row group, whatever the manifest's size.
+"""
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmsplit.manifests import encoder as encoders
+from lmsplit.manifests.commit import Body, Commit, FileEntry, read_commit
+from lmsplit.manifests.errors import ManifestError
+from lmsplit.manifests.placement import Encoder, PlacementFiles, PlacementRule, StoredRule, parse_rule
+from lmsplit.manifests.schema import SPLITS
+from lmsplit.manifests.store import Store, file_sha256, local_path
+
+
+@dataclass(frozen=True)
+class Domain:
+    """One domain of a manifest, as its domain table has it."""
+
+    domain: str
+    label: str
+    keywords: tuple[str, ...]
+    representatives: tuple[str, ...]
+    excerpts: tuple[str, ...]
+    documents: int
+    num_bytes: int
+    num_tokens: int | None
+    splits: dict[str, int]
+    mean_distance: float | None
+    price: float
+
+
+class Manifest:
+    """A published manifest, opened at one commit. Make it with `Manifest.open`."""
+
+    def __init__(self, store: Store, version: int, commit: Commit) -> None:
+        self.store = store
+        self.version = version
+        self.commit = commit
+        self._domains: tuple[Domain, ...] | None = None
+        self._stored: StoredRule | None = None
+
+    @classmethod
+    def open(cls, location: str | Path) -> "Manifest":
+        """Open a manifest.
+
+        Args:
+            location: its directory, or `<directory>@<number>` for an older commit.
+
+        Raises:
+            ManifestError: there is no manifest, or its commit is damaged.
+        """
+        directory, separator, version = str(location).rpartition("@")
+        if separator and version.isdigit():
+            store = Store(local_path(directory))
+            return cls(store, *read_commit(store, int(version)))
+        store = Store(local_path(str(location)))
+        return cls(store, *read_commit(store))
+
+    @property
+    def body(self) -> Body:
+        """What the commit says."""
+        return self.commit.body
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the commit's body: the manifest's identity."""
+        return self.commit.body_sha256
+
+    @property
+    def domains(self) -> tuple[Domain, ...]:
+        """Every domain, in the order of their names; read once."""
+        if self._domains is None:
+            self._domains = tuple(map(_domain, pq.read_table(self.store.path(self.body.domains)).to_pylist()))
+        return self._domains
+
+    def domain(self, name: str) -> Domain:
+        """Return one domain.
+
+        Raises:
+            ManifestError: there is none of that name.
+        """
+        for domain in self.domains:
+            if domain.domain == name:
+                return domain
+        names = [domain.domain for domain in self.domains]
+        raise ManifestError(f"{self.store.root} has no domain {name!r}: it has {names[0]} to {names[-1]}")
+
+    def data_files(self, domain: str | None = None) -> list[FileEntry]:
+        """Return the data files, of one domain or of all, in the order of their paths."""
+        folder = f"data/{domain}/" if domain else "data/"
+        return [entry for entry in self.body.files if entry.path.startswith(folder)]
+
+    def documents(
+        self, domain: str | None = None, split: str | None = None, columns: Sequence[str] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Stream documents.
+
+        Args:
+            domain: of this domain only.
+            split: of this split only: train, heldout or excluded.
+            columns: these columns only, in this order.
+
+        Yields:
+            Batches of at most 4,096 rows in the order of domain, part and row.
+
+        Raises:
+            ManifestError: no such domain or split, or a file is missing or damaged.
+        """
+        if domain is not None:
+            self.domain(domain)
+        if split is not None and split not in SPLITS:
+            raise ManifestError(f"there is no split {split!r}: expected one of {', '.join(SPLITS)}")
+        for entry in self.data_files(domain):
+            yield from self._read(entry, split, columns)
+
+    def _read(self, entry: FileEntry, split: str | None, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
+        path = self.store.path(entry.path)
+        try:
+            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+                names = list(columns) if columns is not None else file.schema_arrow.names
+                wanted = names if split is None else [*dict.fromkeys([*names, "split"])]
+                groups = [g for g in range(file.num_row_groups) if split is None or _may_hold(file, g, split)]
+                for batch in file.iter_batches(4096, row_groups=groups, columns=wanted):
+                    if split is not None:
+                        batch = batch.filter(pa.compute.equal(batch.column("split"), split))
+                    if batch.num_rows:
+                        yield batch.select(names)
+        except FileNotFoundError as error:
+            raise ManifestError(f"{path} is missing: run lmsplit verify {self.store.root}") from error
+        except (OSError, pa.ArrowException) as error:
+            raise ManifestError(f"{path} cannot be read ({error}): run lmsplit verify {self.store.root} --deep") from error
+
+    def scan(self) -> pl.LazyFrame:
+        """Return every document as a polars LazyFrame over the commit's files."""
+        return pl.scan_parquet([self.store.path(entry.path) for entry in self.data_files()])
+
+    @property
+    def stored_rule(self) -> StoredRule:
+        """The placement rule with what pins its encoder; read and digest-checked once."""
+        if self._stored is None:
+            self._stored = _read_rule(self.store, self.body)
+        return self._stored
+
+    def rule(self) -> PlacementRule:
+        """Return the placement rule."""
+        return self.stored_rule.rule
+
+    def encoder(self) -> Encoder:
+        """Build the encoder that the rule was fitted for."""
+        return encoders.build(self.stored_rule.encoder, self.stored_rule.encoder_arrays)
+
+    def copy_placement(self, directory: Path) -> None:
+        """Copy all that placing a text needs into `directory`: see `open_placement`."""
+        directory.mkdir(parents=True, exist_ok=True)
+        names = placement_files(self.body)
+        index = {}
+        for role, name in names.items():
+            data = self.store.read(name)
+            (directory / Path(name).name).write_bytes(data)
+            index[role] = {"file": Path(name).name, "sha256": _entry(self.body, name).sha256}
+        content = {"manifest": self.digest, "files": index}
+        (directory / "placement-index.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+
+    def __repr__(self) -> str:
+        return f"Manifest({str(self.store.root)!r}@{self.version}, {len(self.domains)} domains)"
+
+
+def placement_files(body: Body) -> dict[str, str]:
+    """Return the paths of a rule's description (`rule`), its arrays (`arrays`) and the domain table (`domains`)."""
+    arrays = [entry.path for entry in body.files if entry.path.startswith("placement/") and entry.path != body.placement]
+    return {"rule": body.placement, "arrays": arrays[0], "domains": body.domains}
+
+
+def open_placement(directory: Path) -> tuple[PlacementRule, Encoder, tuple[Domain, ...]]:
+    """Open a copy that `Manifest.copy_placement` made.
+
+    Returns:
+        The rule, its encoder, and the domains.
+
+    Raises:
+        ManifestError: a file is missing or its digest is not the one recorded.
+    """
+    try:
+        index = json.loads((directory / "placement-index.json").read_text())["files"]
+        paths = {role: directory / entry["file"] for role, entry in index.items()}
+        for role, path in paths.items():
+            if (found := file_sha256(path)) != index[role]["sha256"]:
+                raise ManifestError(f"{path} should have sha256 {index[role]['sha256']}, found {found}: copy it again")
+        stored = parse_rule(PlacementFiles(paths["rule"].read_bytes(), paths["arrays"].read_bytes()), str(paths["rule"]))
+        domains = tuple(map(_domain, pq.read_table(paths["domains"]).to_pylist()))
+    except (OSError, KeyError, json.JSONDecodeError) as error:
+        raise ManifestError(f"{directory} holds no placement rule: {error}") from error
+    return stored.rule, encoders.build(stored.encoder, stored.encoder_arrays), domains
+
+
+def _read_rule(store: Store, body: Body) -> StoredRule:
+    names = placement_files(body)
+    try:
+        files = PlacementFiles(store.read(names["rule"]), store.read(names["arrays"]))
+    except FileNotFoundError as error:
+        raise ManifestError(f"{error.filename} is missing: run lmsplit verify {store.root}") from error
+    return parse_rule(files, str(store.path(names["rule"])))
+
+
+def _entry(body: Body, path: str) -> FileEntry:
+    return next(entry for entry in body.files if entry.path == path)
+
+
+def _may_hold(file: pq.ParquetFile, group: int, split: str) -> bool:
+    """Whether a row group's statistics allow the split; parts hold one split each, so this skips whole files."""
+    column = file.schema_arrow.get_field_index("split")
+    statistics = file.metadata.row_group(group).column(column).statistics
+    return statistics is None or not statistics.has_min_max or statistics.min <= split <= statistics.max
+
+
+def _domain(row: dict[str, Any]) -> Domain:
+    return Domain(
+        domain=row["domain"],
+        label=row["label"],
+        keywords=tuple(row["keywords"]),
+        representatives=tuple(row["representatives"]),
+        excerpts=tuple(row["excerpts"]),
+        documents=row["num_documents"],
+        num_bytes=row["num_bytes"],
+        num_tokens=row["num_tokens"],
+        splits={split: row[f"num_{split}"] for split in SPLITS},
+        mean_distance=row["mean_distance"],
+        price=row["price"],
+    )

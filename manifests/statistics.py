@@ -1,0 +1,30 @@
+"""What the footers of a manifest's data files say: rows and splits, without reading a page.
+
+Cost: one footer a file.
+"""
+
+import pyarrow.parquet as pq
+
+from lmsplit.manifests.errors import ManifestError
+from lmsplit.manifests.reader import Manifest
+
+
+def splits_by_file(manifest: Manifest) -> dict[str, str]:
+    """Return the split of each data file; a file holds one split only.
+
+    Raises:
+        ManifestError: a file holds several, or its footer does not say.
+    """
+    return {entry.path: _split(manifest, entry.path) for entry in manifest.data_files()}
+
+
+def _split(manifest: Manifest, path: str) -> str:
+    metadata = pq.read_metadata(manifest.store.path(path))
+    column = metadata.schema.to_arrow_schema().get_field_index("split")
+    found = set()
+    for group in range(metadata.num_row_groups):
+        statistics = metadata.row_group(group).column(column).statistics
+        found |= {statistics.min, statistics.max} if statistics else {None}
+    if len(found) != 1 or None in found:
+        raise ManifestError(f"{path} should hold one split, found {sorted(map(str, found))}: run lmsplit verify --deep")
+    return str(found.pop())
