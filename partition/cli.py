@@ -1,0 +1,149 @@
+"""The partition side of the command line: `partition`, `publish`, `status`, `gc`; imported when one of them is asked for."""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from lmsplit.manifests.cli import JsonOption, print_json
+from lmsplit.manifests.commit import read_commit, versions
+from lmsplit.manifests.configuration import load
+from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.manifests.layout import WORK
+from lmsplit.manifests.reader import Manifest
+from lmsplit.manifests.show import render
+from lmsplit.manifests.store import Store, local_path
+from lmsplit.partition.config import Partition
+from lmsplit.partition.fit import heldout_fraction
+from lmsplit.partition.pipeline import partition as run_partition
+from lmsplit.partition.pipeline import publish_again
+from lmsplit.partition.planning import Plan, make_plan
+from lmsplit.partition.run import Run
+from lmsplit.partition.status import stage_rows
+
+SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="set one key; may be repeated")]
+RunArgument = Annotated[str, typer.Argument(metavar="RUN", help="the output directory, or its _work/<run id>")]
+
+
+def partition(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="the partition configuration")],
+    overrides: SetOption = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="plan, print the plan, write nothing")] = False,
+    suggest: Annotated[bool, typer.Option("--suggest", hidden=True)] = False,
+    refit: Annotated[bool, typer.Option("--refit", hidden=True)] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Cluster a corpus into domains and publish the manifest; the same command again goes on where it was cut off."""
+    if suggest or refit:
+        raise ConfigurationError("--suggest and --refit come with a later release")
+    configuration = load(Partition, config, overrides or ())
+    plan = make_plan(configuration)
+    if dry_run:
+        _print_plan(configuration, plan, as_json)
+        return
+    commit = run_partition(configuration, plan)
+    output = Path(local_path(configuration.output))
+    resolved = yaml.safe_dump(configuration.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    (output / WORK).mkdir(exist_ok=True)
+    Store(output).replace(resolved.encode(), f"{WORK}/configuration.yaml")
+    if as_json:
+        print_json({"manifest": configuration.output, "run_id": commit.body.run_id, "commit": commit.body_sha256})
+    else:
+        Console().print(render(Manifest.open(output)))
+
+
+def publish(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Publish a run whose stages are all done."""
+    commit = publish_again(find_run(run))
+    facts = {"run_id": commit.body.run_id, "commit": commit.body_sha256}
+    if as_json:
+        print_json(facts)
+    else:
+        Console().print(f"published run {facts['run_id']} as commit {facts['commit'][:12]}")
+
+
+def status(run: RunArgument, as_json: JsonOption = False) -> None:
+    """Show how far a run is, from its receipts; works while it runs, and from anywhere that sees the directory."""
+    found = find_run(run)
+    published = bool(versions(found.store)) and read_commit(found.store, 0)[1].body.run_id == found.run_id
+    rows = stage_rows(found)
+    if as_json:
+        print_json({"run_id": found.run_id, "published": published, "stages": rows})
+        return
+    table = Table(box=None, header_style="bold", pad_edge=False, title=f"run {found.run_id}", title_justify="left")
+    for name in ("stage", "done", "tasks", "documents", "documents/s", "time left"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for row in rows:
+        table.add_row(
+            row["stage"], *(_cell(row[key]) for key in ("tasks_done", "tasks", "documents", "documents_per_s", "remaining_s"))
+        )
+    Console().print(table, "published" if published else "not published yet: the same partition command goes on with it")
+
+
+def gc(
+    manifest: Annotated[str, typer.Argument(metavar="M", help="a manifest's directory")],
+    as_json: JsonOption = False,
+) -> None:
+    """Remove the work files of published runs; an unfinished run keeps its own."""
+    store = Store(local_path(manifest))
+    published = {read_commit(store, version)[1].body.run_id for version in versions(store)}
+    freed = 0
+    for run_id in sorted(published):
+        folder = store.path(f"{WORK}/{run_id}")
+        freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        shutil.rmtree(folder, ignore_errors=True)
+    facts = {"runs": len(published), "freed_bytes": freed}
+    if as_json:
+        print_json(facts)
+    else:
+        Console().print(f"freed {freed / 1e6:,.1f} MB of {len(published)} published run(s)")
+
+
+def find_run(location: str) -> Run:
+    """Find the run that a user means.
+
+    Args:
+        location: an output directory with one run in it, or `<output>/_work/<run id>`.
+
+    Raises:
+        ConfigurationError: there is no run, or there are several.
+    """
+    path = local_path(location).absolute()
+    if path.parent.name == WORK:
+        return Run(str(path.parent.parent), path.name)
+    runs = sorted(plan.parent.name for plan in (path / WORK).glob("*/plan.json"))
+    if len(runs) != 1:
+        found = ", ".join(runs) or "none (never started, or its work files are removed)"
+        raise ConfigurationError(f"{location}: expected one run under {WORK}/, found {found}; name {location}/{WORK}/<run id>")
+    return Run(str(path), runs[0])
+
+
+def _print_plan(configuration: Partition, plan: Plan, as_json: bool) -> None:
+    documents = plan.corpus.estimated_documents
+    facts: dict[str, Any] = {
+        "run_id": plan.run_id,
+        "files": len(plan.corpus.files),
+        "bytes": sum(file.num_bytes for file in plan.corpus.files),
+        "units": len(plan.corpus.units),
+        "estimated_documents": documents,
+        "sample_size": min(configuration.wanted_sample, documents),
+        "heldout_fraction": heldout_fraction(configuration, documents),
+        "keep": dict(plan.corpus.keep_types),
+        "output": configuration.output,
+    }
+    if as_json:
+        print_json(facts)
+    else:
+        sys.stdout.write(
+            "".join(f"{key:>20}  {value if isinstance(value, str) else json.dumps(value)}\n" for key, value in facts.items())
+        )
+
+
+def _cell(value: float | None) -> str:
+    return "" if value is None else f"{value:,.0f}"

@@ -1,0 +1,147 @@
+"""The partition configuration: every key, its unit and its bounds. Strict and frozen; see DESIGN's command table in the README.
+
+Keys whose work comes with a later release are known here and refused with a message that says so.
+"""
+
+import os
+import re
+from typing import Annotated, Any, Final, Literal
+
+from pydantic import BeforeValidator, Field, field_validator, model_validator
+
+from lmsplit.manifests.configuration import Strict
+from lmsplit.manifests.schema import DOCUMENT_FIELDS
+
+MIN_SAMPLE: Final = 10_000
+SAMPLE_PER_DOMAIN: Final = 256
+MIN_HELDOUT_PER_DOMAIN: Final = 200
+MAX_HELDOUT_FRACTION: Final = 0.1
+
+_LATER: Final = "comes with a later release; leave it out for now"
+_UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+
+
+def parse_bytes(value: Any) -> Any:
+    """Read a size such as `256MB` or `64 MiB` as bytes; anything but text is returned as it is.
+
+    >>> parse_bytes("64 MiB")
+    67108864
+    """
+    if not isinstance(value, str):
+        return value
+    match = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]?I?B?)", value.strip().upper())
+    if match is None or match[2] not in _UNITS:
+        raise ValueError(f"{value!r} is no size: expected bytes, or for example 256MB or 64MiB")
+    return int(float(match[1]) * _UNITS[match[2]])
+
+
+Bytes = Annotated[int, BeforeValidator(parse_bytes)]
+
+
+class KeptColumn(Strict):
+    """An input column that is carried into the manifest under its own name."""
+
+    name: str = Field(min_length=1, description="the column's name")
+    type: str | None = Field(default=None, description="Arrow type, such as int64; as in the Parquet file, or string")
+
+
+class Input(Strict):
+    """Where the corpus is, and which column means what."""
+
+    paths: tuple[str, ...] = Field(min_length=1, description="files, globs or directories of Parquet or JSONL")
+    text: str = Field(default="text", min_length=1, description="column with the text")
+    id: str = Field(default="id", min_length=1, description="column with a unique id; a document without one is path:row")
+    source: str = Field(default="source", min_length=1, description="column with the source; may be absent")
+    group: str | None = Field(default=None, description="column that must not be torn between splits; default: the text")
+    keep: tuple[KeptColumn, ...] = Field(default=(), description="further columns to carry into the manifest")
+
+    @field_validator("paths", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @field_validator("keep", mode="before")
+    @classmethod
+    def _names(cls, value: Any) -> Any:
+        return [{"name": item} if isinstance(item, str) else item for item in value] if isinstance(value, list) else value
+
+    @field_validator("keep")
+    @classmethod
+    def _no_clash(cls, value: tuple[KeptColumn, ...]) -> tuple[KeptColumn, ...]:
+        fixed = {name for name, *_ in DOCUMENT_FIELDS}
+        names = [column.name for column in value]
+        if clash := sorted(fixed.intersection(names)):
+            raise ValueError(f"columns {clash} are in every manifest anyway: rename them in the input or leave them out")
+        if len(set(names)) < len(names):
+            raise ValueError(f"a column is named twice in {names}")
+        return value
+
+
+class Executor(Strict):
+    """What runs the stages."""
+
+    kind: Literal["local"] = Field(default="local", description="local; slurm and ray come with a later release")
+    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="processes at a time")
+
+    @field_validator("kind", mode="before")
+    @classmethod
+    def _later(cls, value: Any) -> Any:
+        if value in {"slurm", "ray"}:
+            raise ValueError(f"{value} {_LATER}")
+        return value
+
+
+class Partition(Strict):
+    """How to turn a corpus into a manifest."""
+
+    input: Input = Field(description="the corpus: a path, a glob, a list of them, or a mapping with columns")
+    output: str = Field(min_length=1, description="the manifest's directory")
+    domains: int = Field(ge=1, le=100_000, description="number of domains k")
+    encoder: Literal["lexical"] = Field(default="lexical", description="what turns text into vectors")
+    sample_size: int | None = Field(default=None, ge=1, description="documents to cluster [256 x domains, at least 10,000]")
+    heldout_fraction: float = Field(default=0.01, ge=0, le=MAX_HELDOUT_FRACTION, description="share of documents held out")
+    max_bad_fraction: float = Field(default=0.001, ge=0, le=1, description="share of records that may be quarantined")
+    max_record_bytes: Bytes = Field(default=64 * 2**20, ge=1024, description="longest record read, in bytes")
+    duplicate_ids: Literal["error", "quarantine"] = Field(default="error", description="what to do with a repeated id")
+    shard_size: Bytes = Field(default=256 * 10**6, ge=2**20, description="text bytes in one data file, at most by one piece")
+    seed: int = Field(default=0, ge=0, lt=2**63, description="seed of every random choice")
+    executor: Executor = Field(default_factory=Executor, description="what runs the stages")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _later(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        for key in ("agreement", "max_imbalance", "near_duplicate_threshold", "tokenizer", "keep_embeddings", "gate"):
+            if values.get(key) is not None:
+                raise ValueError(f"{key}: {_LATER}")
+        return {key: value for key, value in values.items() if key in cls.model_fields or value is not None}
+
+    @field_validator("input", mode="before")
+    @classmethod
+    def _shorthand(cls, value: Any) -> Any:
+        return {"paths": value} if isinstance(value, str | list) else value
+
+    @field_validator("domains", mode="before")
+    @classmethod
+    def _flat(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            raise ValueError(f"a hierarchy such as {value} {_LATER}; give one number")
+        return value
+
+    @field_validator("encoder", mode="before")
+    @classmethod
+    def _lexical(cls, value: Any) -> Any:
+        if value != "lexical":
+            raise ValueError(f"encoder {value!r} {_LATER}; this release has encoder: lexical")
+        return value
+
+    @property
+    def wanted_sample(self) -> int:
+        """Documents that the clustering sample should have; the corpus may have fewer."""
+        return self.sample_size or max(MIN_SAMPLE, SAMPLE_PER_DOMAIN * self.domains)
+
+    def content(self) -> dict[str, Any]:
+        """Return the keys that determine the manifest's content: not the output, the executor, or where the input lies."""
+        values = self.model_dump(mode="json", exclude={"output": True, "executor": True, "input": {"paths"}})
+        return values | {"sample_size": self.wanted_sample}

@@ -1,0 +1,140 @@
+"""Settles duplicate ids, and builds the index from an id to its document.
+
+Both work by range of the id's hash, one task a range, so that memory is one range (about a million ids) whatever the corpus.
+
+```
+settle:  scan's ids  ─► of equal ids the lowest (unit, ordinal) stays, the others are losers
+index:   gather's ids ─► ids/<range>.parquet, sorted by hash: id → domain, part, row
+```
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import polars as pl
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lmsplit.manifests.errors import InputError
+from lmsplit.manifests.layout import ids_path
+from lmsplit.manifests.schema import IDS
+from lmsplit.manifests.store import file_sha256
+from lmsplit.partition.hashing import RANGE
+from lmsplit.partition.planning import Planned
+from lmsplit.partition.run import Run, describe
+from lmsplit.partition.scan import IDS as SCANNED_IDS
+
+IDS_PER_RANGE: Final = 1_000_000
+
+
+def num_ranges(run: Run) -> int:
+    """Return how many hash ranges the ids are cut into."""
+    return max(1, -(-Planned(run).estimated_documents // IDS_PER_RANGE))
+
+
+def read_range(run: Run, stage: str, num_tasks: int, hash_range: int, schema: pa.Schema) -> pl.DataFrame:
+    """Read one hash range of the `ids` pieces of every receipt of a stage."""
+    width = -(-RANGE // num_ranges(run))
+    low, high = hash_range * width, min((hash_range + 1) * width, RANGE) - 1
+    id_hash = pc.field("id_hash")
+    within = (id_hash >= pa.scalar(low, pa.uint64())) & (id_hash <= pa.scalar(high, pa.uint64()))
+    tables = [
+        pq.read_table(run.piece(receipt, "ids"), filters=within, schema=schema, page_checksum_verification=True)
+        for receipt in run.receipts(stage, num_tasks)
+        if "ids" in receipt["pieces"]
+    ]
+    frame = pl.from_arrow(pa.concat_tables(tables) if tables else schema.empty_table())
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+@dataclass(frozen=True)
+class Settle:
+    """The stage that finds repeated ids.
+
+    Args:
+        run: the run.
+        scan: name of the scan stage that counts.
+    """
+
+    run: Run
+    scan: str
+    name: str = "settle"
+
+    @property
+    def num_tasks(self) -> int:
+        """One per hash range."""
+        return num_ranges(self.run)
+
+    def do(self, task: int) -> None:
+        """Find the losers of one hash range.
+
+        Raises:
+            InputError: an id is repeated and the configuration calls that an error.
+        """
+        planned = Planned(self.run)
+        frame = read_range(self.run, self.scan, planned.num_units, task, SCANNED_IDS)
+        frame = frame.sort("doc_id", "unit", "ordinal")
+        repeated = frame.filter(pl.col("doc_id") == pl.col("doc_id").shift(1))
+        if len(repeated) and planned.configuration.duplicate_ids == "error":
+            raise InputError(_report(frame, repeated))
+        with self.run.store.spool() as path:
+            pieces = {}
+            if len(repeated):
+                pq.write_table(repeated.select("unit", "ordinal").sort("unit", "ordinal").to_arrow(), path)
+                pieces["losers"] = path
+            self.run.finish(self.name, task, pieces, {"documents": len(frame), "duplicates": len(repeated)})
+
+
+def _report(frame: pl.DataFrame, repeated: pl.DataFrame) -> str:
+    lines = []
+    for doc_id in repeated["doc_id"].unique(maintain_order=True).head(3):
+        rows = frame.filter(pl.col("doc_id") == doc_id).head(3)
+        places = [f"{path} row {row}" for path, row in rows.select("source_path", "source_row").iter_rows()]
+        lines.append(f"{doc_id!r} stands in {' and '.join(places)}")
+    return (
+        f"{len(repeated)} documents repeat an id: {'; '.join(lines)}. Make the ids unique, name another id column, "
+        "or set duplicate_ids: quarantine to keep the first of each"
+    )
+
+
+def losers(run: Run) -> pl.DataFrame:
+    """Return (unit, ordinal) of every document that lost its id to an earlier one."""
+    receipts = run.receipts("settle", num_ranges(run))
+    frames = [pl.from_arrow(run.table(receipt, "losers")) for receipt in receipts if receipt["duplicates"]]
+    return pl.concat([f for f in frames if isinstance(f, pl.DataFrame)]) if frames else _NO_LOSERS
+
+
+_NO_LOSERS: Final = pl.DataFrame(schema={"unit": pl.Int64, "ordinal": pl.Int64})
+
+
+@dataclass(frozen=True)
+class Index:
+    """The stage that writes the ids index.
+
+    Args:
+        run: the run.
+        num_shards: tasks of the gather stage.
+    """
+
+    run: Run
+    num_shards: int
+    name: str = "ids"
+
+    @property
+    def num_tasks(self) -> int:
+        """One per hash range."""
+        return num_ranges(self.run)
+
+    def do(self, task: int) -> None:
+        """Write the index of one hash range."""
+        frame = read_range(self.run, "gather", self.num_shards, task, IDS).sort("id_hash", "doc_id")
+        table = frame.to_arrow().cast(IDS)
+        with self.run.store.spool() as path:
+            # Small row groups: a look-up by hash reads one of them.
+            pq.write_table(table, path, compression="zstd", write_page_checksum=True, row_group_size=65_536)
+            sha256 = file_sha256(path)
+            entry: dict[str, Any] = describe(path, ids_path(task, sha256), sha256)
+            self.run.store.put(path, entry["path"])
+            self.run.finish(self.name, task, {}, {"documents": len(frame), "files": [entry]})

@@ -1,0 +1,122 @@
+"""From a corpus to a published manifest: the map of the whole.
+
+```
+configuration
+  │ make_plan            planning   survey the input, digest it, cut work units, name the run
+  ▼
+  scan      units        scan       validate, set aside, count, propose the sample, list ids
+  │  └─ scan-1, …                   again with a wider sample, where the first came out short
+  ▼
+  settle    id ranges    ids        which documents repeat an id
+  ▼
+  fit       one          fit        encoder, centroids, labels, held-out threshold
+  ▼
+  place     units        place      text → vector → domain, one piece a unit
+  ▼
+  gather    shards       gather     pieces → data/<domain>/part-…
+  ▼
+  ids       id ranges    ids        id → domain, part, row
+  ▼
+  publish                publish    conservation law, commit
+```
+
+Every arrow is a set of receipts in the run's folder, so the same command goes on where it was cut off.
+"""
+
+import logging
+from typing import Final
+
+from lmsplit.manifests.commit import Commit, read_commit, versions
+from lmsplit.manifests.errors import ConflictError, LmsplitError
+from lmsplit.manifests.store import Store, local_path
+from lmsplit.partition.config import Partition
+from lmsplit.partition.engine import run_stage
+from lmsplit.partition.fit import Fit, sample_is_short
+from lmsplit.partition.gather import Gather
+from lmsplit.partition.ids import Index, Settle
+from lmsplit.partition.place import Place
+from lmsplit.partition.planning import Plan, Planned, make_plan
+from lmsplit.partition.publish import check_bad_fraction, publish
+from lmsplit.partition.run import Run
+from lmsplit.partition.scan import Scan
+
+MAX_WIDENINGS: Final = 16
+"""4^16 times the first threshold: the whole corpus, whatever the estimate was."""
+
+_log = logging.getLogger(__name__)
+
+
+def partition(configuration: Partition, plan: Plan | None = None) -> Commit:
+    """Partition a corpus and publish the manifest.
+
+    Args:
+        configuration: the validated configuration.
+        plan: the plan, if it was made already.
+
+    Returns:
+        The commit; the existing one when the same run was published before.
+
+    Raises:
+        InputError: the input is bad past its limit.
+        ConflictError: the output holds the manifest of another run.
+    """
+    plan = plan or make_plan(configuration)
+    output = str(local_path(configuration.output).absolute())
+    published = existing_commit(Store(local_path(output)), plan.run_id)
+    if published:
+        _log.info("run %s is published already", plan.run_id)
+        return published
+    run = Run(output, plan.run_id)
+    run.start(plan.content, plan.here)
+    return resume(run)
+
+
+def existing_commit(store: Store, run_id: str) -> Commit | None:
+    """Return the run's commit if it is published.
+
+    Raises:
+        ConflictError: the store holds the manifest of another run.
+    """
+    if not versions(store):
+        return None
+    _, first = read_commit(store, 0)
+    if first.body.run_id != run_id:
+        raise ConflictError(
+            f"{store.root} holds the manifest of run {first.body.run_id}, this configuration and input are run {run_id}: "
+            "choose another output, or remove that manifest"
+        )
+    return first
+
+
+def resume(run: Run) -> Commit:
+    """Do all that is left of a planned run, and publish it."""
+    workers = Planned(run).configuration.executor.workers
+    scan = _scan(run, workers)
+    for stage in (Settle(run, scan), Fit(run, scan), Place(run, scan)):
+        run_stage(stage, workers)
+    check_bad_fraction(run, [scan, "place"])
+    gather = Gather(run)
+    run_stage(gather, workers)
+    run_stage(Index(run, gather.num_tasks), workers)
+    return publish(run, scan)
+
+
+def publish_again(run: Run) -> Commit:
+    """Publish a run whose stages are all done; `lmsplit publish` calls this."""
+    return publish(run, _finished_scan(run))
+
+
+def _scan(run: Run, workers: int) -> str:
+    """Scan, and again with a wider sample while it is short; return the name of the scan that counts."""
+    for widening in range(MAX_WIDENINGS):
+        stage = Scan(run, widening)
+        run_stage(stage, workers)
+        check_bad_fraction(run, [stage.name])
+        if not sample_is_short(run, stage.name):
+            return stage.name
+    raise LmsplitError(f"the sample is still short after {MAX_WIDENINGS} scans: please report this")
+
+
+def _finished_scan(run: Run) -> str:
+    names = [Scan(run, widening).name for widening in range(MAX_WIDENINGS)]
+    return next(name for name in names if not sample_is_short(run, name))

@@ -1,0 +1,138 @@
+"""Plans a run: surveys the corpus, freezes the configuration, and names the run by all that determines its content.
+
+The run id digests relative paths, content digests, content keys of the configuration and library versions. It does not digest
+where the input or the output lie, the executor, times or hosts. Cost: one read of the whole input, for the digests.
+"""
+
+import importlib.metadata
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+from lmsplit.manifests.errors import InputError
+from lmsplit.partition.config import Partition
+from lmsplit.partition.corpus import Batch, Columns, Corpus, Limits, Segment, WorkUnit, read_unit, survey
+from lmsplit.partition.run import Run, run_id
+
+DETERMINING: Final = ("lmsplit", "numpy", "pyarrow", "scipy", "scikit-learn", "faiss-cpu", "zstandard", "orjson")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A surveyed corpus and the run that partitions it."""
+
+    corpus: Corpus
+    content: dict[str, Any]
+    here: dict[str, Any]
+
+    @property
+    def run_id(self) -> str:
+        """The run's id."""
+        return run_id(self.content)
+
+
+def make_plan(configuration: Partition, progress: Callable[[int], None] | None = None) -> Plan:
+    """Survey the corpus and plan the run.
+
+    Args:
+        configuration: the validated configuration.
+        progress: called with the number of input bytes digested since the last call.
+
+    Returns:
+        The plan; nothing is written.
+
+    Raises:
+        ConfigurationError: the input names no file, or a scheme that is not supported.
+        InputError: a file cannot be read, or files disagree about a column.
+    """
+    corpus = survey(
+        configuration.input.paths,
+        columns(configuration),
+        num_threads=configuration.executor.workers,
+        progress=progress,
+    )
+    content = {
+        "version": 1,
+        "files": [asdict(file) for file in corpus.files],
+        "units": [[asdict(segment) for segment in unit.segments] for unit in corpus.units],
+        "estimated_documents": corpus.estimated_documents,
+        "keep": [list(pair) for pair in corpus.keep_types],
+        "configuration": configuration.content(),
+        "software": software(),
+    }
+    here = {
+        "root": corpus.root,
+        "paths": list(configuration.input.paths),
+        "executor": configuration.executor.model_dump(mode="json"),
+        "modified_ns": {file.path: _modified_ns(corpus.root, file.path) for file in corpus.files},
+    }
+    return Plan(corpus, content, here)
+
+
+def columns(configuration: Partition) -> Columns:
+    """Return the columns that a configuration names, as the reader wants them."""
+    given = configuration.input
+    keep = tuple((column.name, column.type) for column in given.keep)
+    return Columns(text=given.text, id=given.id, source=given.source, group=given.group, keep=keep)
+
+
+def software() -> dict[str, str]:
+    """Return the versions of what determines a manifest's bytes."""
+    versions = {name: importlib.metadata.version(name) for name in DETERMINING}
+    return versions | {"python": ".".join(map(str, sys.version_info[:2]))}
+
+
+@dataclass(frozen=True)
+class Planned:
+    """What the stages read of a run's plan."""
+
+    run: Run
+
+    @cached_property
+    def configuration(self) -> Partition:
+        """The frozen configuration."""
+        content = dict(self.run.plan["configuration"])
+        content["input"] = content["input"] | {"paths": self.run.here["paths"]}
+        return Partition.model_validate(content | {"output": self.run.output, "executor": self.run.here["executor"]})
+
+    @property
+    def num_units(self) -> int:
+        """Work units of the corpus."""
+        return len(self.run.plan["units"])
+
+    @property
+    def estimated_documents(self) -> int:
+        """Documents of the corpus, exact but for compressed JSONL."""
+        return int(self.run.plan["estimated_documents"])
+
+    @property
+    def keep(self) -> tuple[tuple[str, str], ...]:
+        """Kept columns and their Arrow types."""
+        return tuple((name, kind) for name, kind in self.run.plan["keep"])
+
+    def read(self, unit: int) -> Iterator[Batch]:
+        """Read a work unit.
+
+        Raises:
+            InputError: a file of it changed after the plan was made, or is damaged.
+        """
+        segments = tuple(Segment(**segment) for segment in self.run.plan["units"][unit])
+        limits = Limits(max_record_bytes=self.configuration.max_record_bytes)
+        self._check_unchanged(segments)
+        yield from read_unit(self.run.here["root"], WorkUnit(unit, segments), columns(self.configuration), self.keep, limits)
+        self._check_unchanged(segments)
+
+    def _check_unchanged(self, segments: tuple[Segment, ...]) -> None:
+        for path in {segment.path for segment in segments}:
+            if _modified_ns(self.run.here["root"], path) != self.run.here["modified_ns"][path]:
+                raise InputError(f"{path} changed after it was planned: run the same command again to plan it anew")
+
+
+def _modified_ns(root: str, path: str) -> int:
+    try:
+        return (Path(root) / path).stat().st_mtime_ns
+    except OSError as error:
+        raise InputError(f"{path} cannot be read any more ({error.strerror}): restore it, or plan anew") from error

@@ -1,0 +1,176 @@
+"""Reads every document once, cheaply: counts, sets rejects aside, proposes the sample, lists the ids.
+
+```
+unit ─► records ─► rejected   records that are no documents, with the reason
+                ├► sample     documents whose H(seed, "sample", id) is below the planned threshold
+                └► ids        (hash of id, id, ordinal) for the settling of duplicates
+```
+
+One task per work unit. Memory: the ids of a unit and its share of the sample. It does *not* encode and decides no split.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from lmsplit.manifests.commit import Amount
+from lmsplit.manifests.schema import QUARANTINE
+from lmsplit.partition.corpus import Batch
+from lmsplit.partition.hashing import chosen, id_hashes, keyed_hashes
+from lmsplit.partition.lexical import MAX_CHARACTERS
+from lmsplit.partition.planning import Planned
+from lmsplit.partition.run import Run
+
+SAMPLE = pa.schema(
+    [
+        ("sample_hash", pa.uint64()),
+        ("unit", pa.int64()),
+        ("ordinal", pa.int64()),
+        ("doc_id", pa.string()),
+        ("heldout_hash", pa.uint64()),
+        ("text", pa.string()),
+    ]
+)
+IDS = pa.schema(
+    [
+        ("id_hash", pa.uint64()),
+        ("doc_id", pa.string()),
+        ("unit", pa.int64()),
+        ("ordinal", pa.int64()),
+        ("source_path", pa.string()),
+        ("source_row", pa.int64()),
+    ]
+)
+"""`ordinal` counts the accepted documents of a unit, from 0: with the unit, it names a document for the whole run."""
+
+
+@dataclass(frozen=True)
+class Scan:
+    """The scan stage.
+
+    Args:
+        run: the run.
+        widening: how often the sample came out short; each time the threshold is four times as wide.
+    """
+
+    run: Run
+    widening: int = 0
+
+    @property
+    def name(self) -> str:
+        """`scan`, or `scan-1`, … for a repetition with a wider sample."""
+        return f"scan-{self.widening}" if self.widening else "scan"
+
+    @property
+    def num_tasks(self) -> int:
+        """One per work unit."""
+        return Planned(self.run).num_units
+
+    def do(self, task: int) -> None:
+        """Scan one unit."""
+        planned = Planned(self.run)
+        fraction = sample_fraction(planned, self.widening)
+        found = _Found(task, fraction, planned.configuration.seed)
+        for batch in planned.read(task):
+            found.take(batch)
+        with self.run.store.spool() as rejected, self.run.store.spool() as sample, self.run.store.spool() as ids:
+            pieces = {}
+            for name, path, table in (
+                ("rejected", rejected, concatenated(found.rejected, QUARANTINE)),
+                ("sample", sample, concatenated(found.sample, SAMPLE)),
+                ("ids", ids, concatenated(found.ids, IDS).sort_by([("id_hash", "ascending"), ("ordinal", "ascending")])),
+            ):
+                if table.num_rows:
+                    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+                    pieces[name] = path
+            self.run.finish(self.name, task, pieces, found.facts())
+
+
+def sample_fraction(planned: Planned, widening: int) -> float:
+    """Return the share of documents proposed for the sample: twice what is needed, four times that at each widening."""
+    wanted = 2 * planned.configuration.wanted_sample / max(planned.estimated_documents, 1)
+    return float(min(1.0, wanted * 4**widening))
+
+
+def concatenated(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
+    """Return the batches as one table of the schema."""
+    return pa.Table.from_batches(list(batches), schema)
+
+
+class _Found:
+    """What a scan of one unit has found so far."""
+
+    def __init__(self, unit: int, fraction: float, seed: int) -> None:
+        self._unit = unit
+        self._fraction = fraction
+        self._seed = seed
+        self._read = Amount()
+        self._accepted = Amount()
+        self._quarantined: dict[str, Amount] = {}
+        self.rejected: list[pa.RecordBatch] = []
+        self.sample: list[pa.RecordBatch] = []
+        self.ids: list[pa.RecordBatch] = []
+
+    def take(self, batch: Batch) -> None:
+        documents = batch.documents
+        first = self._accepted.records
+        ids = documents["doc_id"].to_pylist()
+        ordinals = np.arange(first, first + len(ids), dtype=np.int64)
+        units = np.full(len(ids), self._unit, np.int64)
+        self._read += Amount(records=batch.num_records, bytes=batch.num_bytes)
+        self._accepted += Amount(records=len(ids), bytes=pc.sum(documents["record_bytes"]).as_py() or 0)
+        self._reject(batch.rejected)
+        where = [documents[name] for name in ("source_path", "source_row")]
+        self.ids.append(pa.record_batch([id_hashes(ids), documents["doc_id"], units, ordinals, *where], schema=IDS))
+        hashes = keyed_hashes(self._seed, "sample", ids)
+        picked = np.flatnonzero(chosen(hashes, self._fraction))
+        rows = documents.take(picked)
+        text = pc.utf8_slice_codeunits(rows["text"], 0, MAX_CHARACTERS)
+        heldout = heldout_hashes(self._seed, rows)
+        columns = [hashes[picked], units[picked], ordinals[picked], rows["doc_id"], heldout, text]
+        self.sample.append(pa.record_batch(columns, schema=SAMPLE))
+
+    def _reject(self, rejected: pa.RecordBatch) -> None:
+        self._quarantined = add_amounts(self._quarantined, amounts_by_reason(rejected))
+        if rejected.num_rows:
+            doc_id = pa.nulls(rejected.num_rows, pa.string())
+            self.rejected.append(pa.record_batch([*rejected.columns, doc_id], schema=QUARANTINE))
+
+    def facts(self) -> dict[str, Any]:
+        return {
+            "documents": self._accepted.records,
+            "read": self._read.model_dump(),
+            "accepted": self._accepted.model_dump(),
+            "quarantined": {reason: amount.model_dump() for reason, amount in sorted(self._quarantined.items())},
+        }
+
+
+def heldout_hashes(seed: int, documents: pa.RecordBatch) -> npt.NDArray[np.uint64]:
+    """Return H(seed, "heldout", group) of each document; without a group, its text stands for it.
+
+    The two kinds of key have different first letters, so that a group is never taken for a text.
+    """
+    pairs = zip(documents["group"].to_pylist(), documents["text"].to_pylist(), strict=True)
+    return keyed_hashes(seed, "heldout", (f"t{text}" if group is None else f"g{group}" for group, text in pairs))
+
+
+def amounts_by_reason(rejected: pa.RecordBatch) -> dict[str, Amount]:
+    """Return how many records, of how many raw bytes, were rejected for each reason."""
+    records: Counter[str] = Counter()
+    num_bytes: Counter[str] = Counter()
+    for reason, size in zip(rejected["reason"].to_pylist(), rejected["num_bytes"].to_pylist(), strict=True):
+        records[reason] += 1
+        num_bytes[reason] += size
+    return {reason: Amount(records=records[reason], bytes=num_bytes[reason]) for reason in records}
+
+
+def add_amounts(left: dict[str, Amount], right: dict[str, Amount]) -> dict[str, Amount]:
+    """Add two tables of amounts."""
+    return {key: left.get(key, Amount()) + right.get(key, Amount()) for key in sorted({*left, *right})}

@@ -1,0 +1,48 @@
+"""How far a run is, read from its receipts and their times; the numbers behind `lmsplit status`."""
+
+from typing import Any
+
+from lmsplit.manifests.errors import LmsplitError
+from lmsplit.partition.gather import Gather
+from lmsplit.partition.ids import num_ranges
+from lmsplit.partition.planning import Planned
+from lmsplit.partition.run import Run
+
+
+def stage_rows(run: Run) -> list[dict[str, Any]]:
+    """Return one row a stage: tasks done, documents, documents per second, seconds left.
+
+    Args:
+        run: the run; it may be running.
+
+    Returns:
+        Rows in the order of the stages; `tasks` is null where it is not known yet.
+    """
+    units = Planned(run).num_units
+    scans = sorted(path.name for path in run.folder(".").glob("scan*") if path.is_dir()) or ["scan"]
+    stages: list[tuple[str, int | None]] = [(scan, units) for scan in scans]
+    stages += [("settle", num_ranges(run)), ("fit", 1), ("place", units), ("gather", _num_shards(run)), ("ids", num_ranges(run))]
+    return [_row(run, name, num_tasks) for name, num_tasks in stages]
+
+
+def _num_shards(run: Run) -> int | None:
+    try:
+        return Gather(run).num_tasks
+    except LmsplitError:  # not all units are placed yet
+        return None
+
+
+def _row(run: Run, stage: str, num_tasks: int | None) -> dict[str, Any]:
+    done = sorted(run.done(stage))
+    documents = sum(int(run.receipt(stage, task)["documents"]) for task in done)
+    times = sorted((run.folder(stage) / f"{task:05d}.json").stat().st_mtime for task in done)
+    elapsed = times[-1] - times[0] if times else 0.0
+    left = None if num_tasks is None else num_tasks - len(done)
+    return {
+        "stage": stage,
+        "tasks_done": len(done),
+        "tasks": num_tasks,
+        "documents": documents,
+        "documents_per_s": round(documents / elapsed, 1) if elapsed > 0 else None,
+        "remaining_s": round(elapsed / len(done) * left, 1) if left and done else (0.0 if left == 0 else None),
+    }
