@@ -1,0 +1,35 @@
+# make setup | quickstart | test | test-slow | lint | types | bench
+PYTHON ?= python3
+BIN := .venv/bin
+CORPUS ?=
+
+.PHONY: setup quickstart test test-slow lint types bench
+
+setup: .venv/.complete
+
+# All extras but gpu (its faiss replaces the CPU one), and what the tests and outside checks need.
+.venv/.complete: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools>=80'
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[all,dev]'
+	touch $@
+
+quickstart: setup
+	$(BIN)/python quickstart.py $(if $(CORPUS),--corpus '$(CORPUS)')
+
+test: setup
+	$(BIN)/python -m pytest -q -m 'not slow and not gpu'
+
+test-slow: setup
+	$(BIN)/python -m pytest -q -m slow --timeout 1800
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/mypy
+
+# Figures go to benchmarks/results/; see benchmarks/README.md for what each measures and how long it takes.
+bench: setup
+	$(BIN)/python benchmarks/partition_quality.py $(if $(CORPUS),--corpus '$(CORPUS)')

@@ -1,0 +1,38 @@
+"""Fixtures that several folders share: a small real corpus (docstrings of installed packages) and its published manifest."""
+
+from pathlib import Path
+
+import pytest
+
+from lmsplit.partition.config import Partition
+from lmsplit.partition.pipeline import partition
+from quickstart import write_corpus
+
+PACKAGES = ("networkx", "numpy", "pandas", "sklearn")
+DOCUMENTS_PER_PACKAGE = 250
+NUM_DOMAINS = 4
+
+
+@pytest.fixture(scope="session")
+def corpus_path(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A directory with four JSONL files of 250 docstrings each, with id, text, source and group."""
+    directory = tmp_path_factory.mktemp("corpus")
+    write_corpus(directory, PACKAGES, DOCUMENTS_PER_PACKAGE)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def manifest_path(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A published manifest of the corpus in four domains. Read it; copy it before you change it."""
+    output = tmp_path_factory.mktemp("published") / "manifest"
+    partition(
+        Partition.model_validate(
+            {
+                "input": {"paths": str(corpus_path), "group": "group"},
+                "output": str(output),
+                "domains": NUM_DOMAINS,
+                "executor": {"workers": 1},
+            }
+        )
+    )
+    return output
