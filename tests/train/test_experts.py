@@ -1,0 +1,336 @@
+"""The whole path through the command line, on a small published manifest and a model of a few thousand parameters."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lmsplit.manifests.cli import main
+from lmsplit.manifests.configuration import load
+from lmsplit.manifests.reader import Manifest
+from lmsplit.train import experts
+from lmsplit.train.campaign import Campaign, Run
+from lmsplit.train.config import Training
+from lmsplit.train.evaluate import evaluate_domain
+from lmsplit.train.record import RunRecord, read_record
+from lmsplit.train.tokenizer import DocumentEncoder
+from lmsplit.train.trainer import DomainTrainer
+
+pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+
+DOMAINS = ("d00000", "d00001", "d00002", "d00003")
+
+
+class Result(NamedTuple):
+    code: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def lmsplit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    def run(*arguments: str) -> Result:
+        monkeypatch.setattr(sys, "argv", ["lmsplit", *arguments])
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            main()
+        code = stopped.value.code
+        return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
+
+    return run
+
+
+def write_configuration(directory: Path, manifest_path: Path) -> Path:
+    model = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
+    model |= {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}
+    values = {
+        "manifest": str(manifest_path),
+        "output": str(directory / "out"),
+        "model": {"config": model},
+        "tokenizer": {"vocabulary_size": 600},
+        "seed_model": {"tokens": 20_000, "learning_rate": 0.01},
+        "expert": {"tokens": 8_000, "learning_rate": 0.01},
+        "sft": {"max_length": 64, "per_device_train_batch_size": 4},
+    }
+    path = directory / "train.yaml"
+    path.write_text(yaml.safe_dump(values))
+    return path
+
+
+class Trained(NamedTuple):
+    path: Path
+    result: Result
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory, manifest_path: Path) -> Trained:
+    """What `lmsplit train --all` did in a process of its own."""
+    directory = tmp_path_factory.mktemp("trained")
+    path = write_configuration(directory, manifest_path)
+    command = [sys.executable, "-c", "from lmsplit.manifests.cli import main; main()", "train", str(path), "--all"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    return Trained(path, Result(done.returncode, done.stdout, done.stderr))
+
+
+@pytest.fixture(scope="module")
+def trained(done: Trained) -> Path:
+    """The configuration of what was trained. Copy its directory before changing anything."""
+    assert done.result.code == 0, done.result.err
+    return done.path
+
+
+@pytest.fixture
+def copied(trained: Path, tmp_path: Path) -> Path:
+    """A copy of what was trained, with a configuration of its own."""
+    shutil.copytree(trained.parent / "out", tmp_path / "out")
+    path = tmp_path / "train.yaml"
+    path.write_text(trained.read_text().replace(str(trained.parent), str(tmp_path)))
+    return path
+
+
+def records(path: Path) -> dict[str, RunRecord]:
+    output = path.parent / "out"
+    return {"seed": read_record(output / "seed")} | {name: read_record(output / "experts" / name) for name in DOMAINS}
+
+
+def test_all_trains_a_seed_and_better_experts(done: Trained) -> None:
+    path, result = done
+    assert result.code == 0, result.err
+    assert all(name in result.out for name in ("seed loss", "expert loss", *DOMAINS))
+    lines = [json.loads(line) for line in result.err.splitlines()]
+    assert [line["run"] for line in lines if line["event"] == "trained"] == ["seed", *DOMAINS]
+    for name in DOMAINS:
+        losses = records(path)[name].losses[name]
+        assert losses.before is not None
+        assert losses.after.nats_per_token < losses.before.nats_per_token - 0.05
+
+
+def test_output_is_laid_out_as_documented(trained: Path) -> None:
+    output = trained.parent / "out"
+    assert {entry.name for entry in output.iterdir()} == {*("config.yaml", "experts", "packed", "placement", "seed", "tokenizer")}
+    for model in (output / "seed", output / "experts" / "d00002"):
+        names = {entry.name for entry in model.iterdir()}
+        assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "run.json"} <= names
+        assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl")) or name.startswith(".")}
+    assert load(Training, output / "config.yaml") == load(Training, trained)
+
+
+def test_records_say_what_was_trained(trained: Path, manifest_path: Path) -> None:
+    manifest = Manifest.open(manifest_path)
+    found = records(trained)
+    seed = found["seed"]
+    assert 20_000 <= seed.pretraining_tokens < 20_064
+    assert (seed.kind, seed.specialization_tokens, set(seed.losses)) == ("seed", 0, set(DOMAINS))
+    assert seed.num_documents == sum(domain.splits["train"] for domain in manifest.domains)
+    for name in DOMAINS:
+        expert = found[name]
+        assert expert.manifest.digest == manifest.digest
+        assert expert.seed_weights_sha256 == seed.weights_sha256 != expert.weights_sha256
+        assert (expert.pretraining_tokens, expert.label) == (seed.pretraining_tokens, manifest.domain(name).label)
+        assert 8_000 <= expert.specialization_tokens < 8_064
+        assert expert.flops == 6 * expert.num_parameters * expert.specialization_tokens
+        assert expert.num_documents == manifest.domain(name).splits["train"]
+        assert expert.losses[name].num_documents == manifest.domain(name).splits["heldout"]
+        assert expert.losses[name].before == seed.loss(name)
+
+
+def test_models_open_with_transformers_and_have_the_recorded_loss(trained: Path, manifest_path: Path) -> None:
+    directory = trained.parent / "out" / "experts" / "d00001"
+    model = AutoModelForCausalLM.from_pretrained(directory)
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    loss = evaluate_domain(model, DocumentEncoder(tokenizer), Manifest.open(manifest_path), "d00001", 64)
+    recorded = read_record(directory).losses["d00001"]
+    assert loss.nats_per_token == pytest.approx(recorded.after.nats_per_token, rel=1e-6)
+    assert loss.bits_per_byte == pytest.approx(recorded.after.bits_per_byte, rel=1e-6)
+    ids = model.generate(**tokenizer("Return the", return_tensors="pt"), max_new_tokens=3, do_sample=False)
+    assert tokenizer.decode(ids[0], skip_special_tokens=True).startswith("Return the")
+    assert f"`{Manifest.open(manifest_path).digest}`" in (directory / "README.md").read_text()
+
+
+def test_training_twice_gives_the_same_weights(trained: Path, tmp_path: Path) -> None:
+    again = Campaign.open(load(Training, trained, [f"output={tmp_path / 'again'}"]))
+    seed = experts.train_seed(again)
+    assert seed.weights_sha256 == records(trained)["seed"].weights_sha256
+    expert = experts.train_expert(again, again.manifest.domains[0], seed)
+    assert expert.weights_sha256 == records(trained)["d00000"].weights_sha256
+
+
+def test_all_skips_what_is_done(copied: Path, lmsplit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.rmtree(copied.parent / "out" / "experts" / "d00002")
+    before = records_times(copied)
+    result = lmsplit("train", str(copied), "--all")
+    assert result.code == 0, result.err
+    trained_now = [json.loads(line)["run"] for line in result.err.splitlines()]
+    assert trained_now == ["d00002"]
+    after = records_times(copied)
+    assert {name: after[name] for name in before} == before
+
+
+def records_times(path: Path) -> dict[str, int]:
+    return {str(record): record.stat().st_mtime_ns for record in (path.parent / "out").rglob("run.json")}
+
+
+def test_all_goes_on_when_an_expert_fails(copied: Path, lmsplit: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("d00001", "d00002"):
+        shutil.rmtree(copied.parent / "out" / "experts" / name)
+    original = experts.run_phase
+
+    def fail_on_one(campaign: Campaign, run: Run, *rest: object) -> RunRecord:
+        if run.name == "d00001":
+            raise RuntimeError("no luck with this one")
+        return original(campaign, run, *rest)
+
+    monkeypatch.setattr(experts, "run_phase", fail_on_one)
+    result = lmsplit("train", str(copied), "--all")
+    assert result.code == 1
+    assert "d00001 failed: RuntimeError: no luck with this one" in result.out
+    done = {entry.name for entry in (copied.parent / "out" / "experts").iterdir()}
+    assert done == set(DOMAINS) - {"d00001"}
+
+
+@pytest.mark.parametrize(
+    ("override", "target", "changed"),
+    [
+        ("seed_model.tokens=20001", "--seed-model", "tokens"),
+        ("seed=1", "--seed-model", "seed"),
+        ("sft.weight_decay=0.2", "--domain=d00000", "sft"),
+        ("expert.learning_rate=0.02", "--domain=d00000", "learning_rate"),
+    ],
+)
+def test_other_configuration_is_refused_where_a_model_is(
+    trained: Path, lmsplit: Command, override: str, target: str, changed: str
+) -> None:
+    result = lmsplit("train", str(trained), target, "--set", override)
+    assert result.code == 2
+    assert f"was trained with another {changed}: choose another output" in result.err
+    assert load(Training, trained.parent / "out" / "config.yaml") == load(Training, trained)
+
+
+def test_other_tokenizer_is_refused_where_one_is(trained: Path, lmsplit: Command) -> None:
+    result = lmsplit("train", str(trained), "--all", "--set", "tokenizer={vocabulary_size: 700}")
+    assert result.code == 2
+    assert "the configuration asks for" in result.err
+
+
+def test_expert_without_a_seed_is_a_clear_error(manifest_path: Path, tmp_path: Path, lmsplit: Command) -> None:
+    result = lmsplit("train", str(write_configuration(tmp_path, manifest_path)), "--domain", "d00000")
+    assert result.code == 2
+    assert "there is no seed in" in result.err
+    assert "train it first with --seed-model" in result.err
+
+
+def test_unknown_domain_is_a_clear_error(trained: Path, lmsplit: Command) -> None:
+    result = lmsplit("train", str(trained), "--domain", "d00009")
+    assert result.code == 2
+    assert "has no domain 'd00009': it has d00000 to d00003" in result.err
+
+
+@pytest.mark.parametrize("options", [[], ["--all", "--seed-model"], ["--domain", "d00000", "--all"]])
+def test_train_needs_exactly_one_target(trained: Path, lmsplit: Command, options: list[str]) -> None:
+    result = lmsplit("train", str(trained), *options)
+    assert result.code == 2
+    assert "exactly one of --seed-model, --domain D and --all" in result.err
+
+
+def test_strict_errors_come_before_any_work(manifest_path: Path, tmp_path: Path, lmsplit: Command) -> None:
+    path = write_configuration(tmp_path, manifest_path)
+    for override, message in (("sft.weigth_decay=0.1", "did you mean"), ("expert.interference={}", "later release")):
+        result = lmsplit("train", str(path), "--all", "--set", override)
+        assert result.code == 2
+        assert message in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_diverged_run_publishes_nothing(
+    manifest_path: Path, tmp_path: Path, lmsplit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sound = DomainTrainer.compute_loss
+    monkeypatch.setattr(DomainTrainer, "compute_loss", lambda *args, **kwargs: sound(*args, **kwargs) * float("nan"))
+    path = write_configuration(tmp_path, manifest_path)
+    result = lmsplit("train", str(path), "--seed-model", "--set", "seed_model.tokens=600")
+    assert result.code == 1
+    assert "the loss is nan after 3 steps: lower its learning_rate" in result.err
+    assert {entry.name for entry in (tmp_path / "out").iterdir()} == {"config.yaml", "packed", "placement", "tokenizer"}
+
+
+def test_users_own_train_module_does_not_matter(
+    trained: Path, tmp_path: Path, lmsplit: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "train.py").write_text("raise RuntimeError('the wrong one')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert lmsplit("train", str(trained), "--domain", "d00000").code == 0
+
+
+def test_route_names_the_expert_of_a_training_text(trained: Path, manifest_path: Path, lmsplit: Command) -> None:
+    output = str(trained.parent / "out")
+    rows = next(Manifest.open(manifest_path).documents(domain="d00003")).to_pylist()[:3]
+    result = lmsplit("route", output, "--json", *(option for row in rows for option in ("--text", row["text"])))
+    assert result.code == 0, result.err
+    for route, row in zip(json.loads(result.out)["routes"], rows, strict=True):
+        assert (route["domain"], route["expert"], route["fallback"]) == ("d00003", "experts/d00003", False)
+        assert route["margin"] == pytest.approx(row["margin"], abs=1e-6)
+        assert max(route["scores"], key=route["scores"].__getitem__) == "d00003"
+
+
+def test_route_prints_one_object_for_one_text(trained: Path, lmsplit: Command) -> None:
+    output = str(trained.parent / "out")
+    route = json.loads(lmsplit("route", output, "--text", "the shortest path between nodes", "--json").out)
+    assert {"domain", "label", "margin", "expert", "fallback", "scores"} <= set(route)
+    assert set(route["scores"]) == set(DOMAINS)
+    assert route["reason"] is None
+    assert route["domain"] in lmsplit("route", output, "--text", "the shortest path between nodes").out
+
+
+def test_route_falls_back_to_the_seed_and_says_why(copied: Path, lmsplit: Command) -> None:
+    output = copied.parent / "out"
+    arguments = ["route", str(output), "--text", "the shortest path between nodes", "--json"]
+    first = json.loads(lmsplit(*arguments).out)
+    weights = output / first["expert"] / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x55")
+    tampered = json.loads(lmsplit(*arguments).out)
+    assert (tampered["domain"], tampered["expert"], tampered["fallback"]) == (first["domain"], "seed", True)
+    assert "has weights with digest" in tampered["reason"]
+    shutil.rmtree(weights.parent)
+    assert "is missing" in json.loads(lmsplit(*arguments).out)["reason"]
+    shutil.rmtree(output / "seed")
+    nobody = json.loads(lmsplit(*arguments).out)
+    assert (nobody["expert"], nobody["fallback"]) == (None, True)
+
+
+def test_route_of_a_text_without_words_falls_back(trained: Path, lmsplit: Command) -> None:
+    route = json.loads(lmsplit("route", str(trained.parent / "out"), "--text", " ", "--json").out)
+    assert (route["domain"], route["margin"], route["expert"], route["fallback"]) == (None, None, "seed", True)
+
+
+def test_route_refuses_what_is_no_training_output(tmp_path: Path, lmsplit: Command) -> None:
+    result = lmsplit("route", str(tmp_path), "--text", "x")
+    assert result.code == 1
+    assert "is no training output" in result.err
+
+
+def test_routing_needs_no_torch(trained: Path) -> None:
+    code = "import sys; from lmsplit.train import Router; Router.open(sys.argv[1]).route(['some text'])\n"
+    code += "assert not {'torch', 'transformers', 'trl', 'datasets'} & set(sys.modules), 'heavy import'"
+    command = [sys.executable, "-c", code, str(trained.parent / "out")]
+    assert subprocess.run(command, check=False, env=os.environ, timeout=60).returncode == 0

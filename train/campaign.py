@@ -1,0 +1,188 @@
+"""A manifest and a configuration, opened for training: where everything lies, and what determines each run.
+
+```
+<output>/config.yaml                    the resolved configuration
+<output>/tokenizer/                     trained on the manifest, or a copy of the given one
+<output>/packed/<digest>/               one packed split: see `pack`
+<output>/seed/  experts/d00000/         models: weights, tokenizer, README.md, run.json
+<output>/placement/                     what a router needs of the manifest
+```
+
+Each run has a digest of all that determines its model, so that a run that was done is skipped, and one done
+otherwise is never taken for it. This does *not* train: see `phase` and `experts`.
+"""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from transformers import PreTrainedTokenizerBase
+
+from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.manifests.reader import Domain, Manifest
+from lmsplit.train.config import TrainedTokenizer, Training
+from lmsplit.train.directory import whole_directory, write_whole
+from lmsplit.train.layout import EXPERTS, PLACEMENT, SEED, placement_manifest
+from lmsplit.train.models import describe_model, has_given_weights, preset_of
+from lmsplit.train.pack import Packed, pack_split
+from lmsplit.train.presets import Preset
+from lmsplit.train.sft import content_fields, max_length, phase_config
+from lmsplit.train.tokenizer import (
+    TRAINING_BYTES_PER_TOKEN,
+    DocumentEncoder,
+    open_tokenizer,
+    train_tokenizer,
+    training_texts,
+)
+
+_TOKENIZER_RECORD = "lmsplit.json"
+
+
+@dataclass(frozen=True)
+class Run:
+    """One model to train."""
+
+    kind: Literal["seed", "expert"]
+    domain: Domain | None
+    """The expert's domain; None for the seed."""
+    directory: Path
+    tokens: int
+    """Tokens to train on in this run."""
+    learning_rate: float
+    content: dict[str, Any]
+    """All that determines the model."""
+
+    @property
+    def name(self) -> str:
+        """`seed`, or the domain's name."""
+        return self.domain.domain if self.domain else SEED
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `content`."""
+        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+
+
+class Campaign:
+    """Everything that the runs of one configuration share. Make it with `Campaign.open`."""
+
+    def __init__(self, configuration: Training, manifest: Manifest, encoder: DocumentEncoder, sft: dict[str, Any]) -> None:
+        self.configuration = configuration
+        self.manifest = manifest
+        self.encoder = encoder
+        self.sft = sft
+        self.output = Path(configuration.output)
+
+    @classmethod
+    def open(cls, configuration: Training) -> "Campaign":
+        """Open the manifest and the tokenizer; train the tokenizer where there is none yet.
+
+        Raises:
+            ConfigurationError: a field of `sft`, the model or the tokenizer cannot be used, or the output
+                belongs to another manifest or tokenizer.
+            ManifestError: the manifest cannot be read.
+        """
+        preset = preset_of(configuration.model)
+        trial = phase_config(configuration.sft, preset, preset.seed_learning_rate, configuration.seed, configuration.output)
+        manifest = Manifest.open(configuration.manifest)
+        encoder = DocumentEncoder(_tokenizer(configuration, manifest))
+        campaign = cls(configuration, manifest, encoder, content_fields(configuration.sft, trial, preset))
+        if not (campaign.output / PLACEMENT).exists():
+            with whole_directory(campaign.output / PLACEMENT) as partial:
+                manifest.copy_placement(partial)
+        if (found := placement_manifest(campaign.output)) != manifest.digest:
+            raise ConfigurationError(
+                f"{campaign.output} belongs to manifest {found}, "
+                f"{configuration.manifest} is {manifest.digest}: choose another output"
+            )
+        return campaign
+
+    def write_configuration(self) -> None:
+        """Write the resolved configuration; done when a run begins, so that a refused one leaves no trace."""
+        resolved = yaml.safe_dump(self.configuration.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+        write_whole(self.output / "config.yaml", resolved)
+
+    @property
+    def preset(self) -> Preset:
+        """The model's preset, or the defaults for given models."""
+        return preset_of(self.configuration.model)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens in a packed row."""
+        return max_length(self.configuration.sft, self.preset)
+
+    def packed(self, domain: Domain) -> Packed:
+        """Return the packed training documents of a domain; packs them where that was not done yet."""
+        cache = self.output / "packed"
+        return pack_split(self.manifest, self.encoder, self.max_length, domain.domain, "train", cache)
+
+    def seed_run(self) -> Run:
+        """Return the seed's run."""
+        phase = self.configuration.seed_model
+        rate = phase.learning_rate or self.preset.seed_learning_rate
+        content = self._content(SEED, phase.tokens, rate)
+        content["model"] = describe_model(self.configuration.model)
+        return Run("seed", None, self.output / SEED, phase.tokens, rate, content)
+
+    def expert_run(self, domain: Domain, seed_weights_sha256: str) -> Run:
+        """Return the run of one domain's expert.
+
+        Args:
+            domain: the domain.
+            seed_weights_sha256: digest of the seed's weights.
+        """
+        phase = self.configuration.expert
+        rate = phase.learning_rate or self.preset.expert_learning_rate
+        content = self._content("expert", phase.tokens, rate)
+        content |= {"domain": domain.domain, "seed_weights": seed_weights_sha256}
+        return Run("expert", domain, self.output / EXPERTS / domain.domain, phase.tokens, rate, content)
+
+    def _content(self, kind: str, tokens: int, learning_rate: float) -> dict[str, Any]:
+        return {
+            "kind": kind,
+            "manifest": self.manifest.digest,
+            "tokenizer": self.encoder.digest,
+            "tokens": tokens,
+            "learning_rate": learning_rate,
+            "sft": self.sft,
+            "seed": self.configuration.seed,
+        }
+
+
+def _tokenizer(configuration: Training, manifest: Manifest) -> PreTrainedTokenizerBase:
+    """Return the output's tokenizer, made on the first call; refuse one that was made otherwise."""
+    directory = Path(configuration.output) / "tokenizer"
+    source = _tokenizer_source(configuration, manifest)
+    if not directory.exists():
+        tokenizer = _make_tokenizer(source, manifest)
+        with whole_directory(directory) as partial:
+            tokenizer.save_pretrained(partial)
+            write_whole(partial / _TOKENIZER_RECORD, json.dumps(source, indent=1) + "\n")
+    found = json.loads((directory / _TOKENIZER_RECORD).read_text(encoding="utf-8"))
+    if found != source:
+        raise ConfigurationError(f"{directory} was made from {found}, the configuration asks for {source}: choose another output")
+    return open_tokenizer(str(directory))
+
+
+def _tokenizer_source(configuration: Training, manifest: Manifest) -> dict[str, Any]:
+    wanted = configuration.tokenizer
+    if isinstance(wanted, str):
+        return {"given": wanted}
+    if wanted is None and has_given_weights(configuration.model):
+        return {"given": configuration.model}
+    size = wanted.vocabulary_size if isinstance(wanted, TrainedTokenizer) else None
+    return {
+        "trained_on": manifest.digest,
+        "vocabulary_size": size or preset_of(configuration.model).vocabulary_size,
+    }
+
+
+def _make_tokenizer(source: dict[str, Any], manifest: Manifest) -> PreTrainedTokenizerBase:
+    if "given" in source:
+        return open_tokenizer(source["given"])
+    size = source["vocabulary_size"]
+    return train_tokenizer(training_texts(manifest, size * TRAINING_BYTES_PER_TOKEN), size)

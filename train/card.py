@@ -1,0 +1,97 @@
+"""The model card: a README.md that says what a seed or an expert was trained on, and how well it does.
+
+Text that comes from a corpus (labels, keywords) is escaped. This does *not* measure anything: it renders a
+run record.
+"""
+
+import json
+import re
+from collections.abc import Sequence
+
+from lmsplit.manifests.reader import Domain
+from lmsplit.train.record import Loss, RunRecord
+
+
+def render_card(record: RunRecord, domains: Sequence[Domain]) -> str:
+    """Return the model card as Markdown.
+
+    Args:
+        record: the finished run.
+        domains: the manifest's domains.
+    """
+    about = next((domain for domain in domains if domain.domain == record.domain), None)
+    title = f"Expert {record.domain}: {_plain(about.label)}" if about else f"Seed model of {len(domains)} domains"
+    lines = [
+        "---",
+        "library_name: transformers",
+        "pipeline_tag: text-generation",
+        f"tags: {json.dumps(['lmsplit', record.kind])}",
+        "---",
+        "",
+        f"# {title}",
+        "",
+        _origin(about),
+        "",
+        *_facts(record, about),
+        "",
+        "## Held-out loss",
+        "",
+        *_losses(record, domains),
+        "",
+        "Every document is judged alone; the end token is not counted.",
+        "Bits per byte do not depend on the tokenizer.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _origin(about: Domain | None) -> str:
+    if about is None:
+        return "Pretrained on the training documents of every domain; each expert is continued from it."
+    return f"A copy of the seed model, continued on the domain's {about.splits['train']:,} training documents."
+
+
+def _facts(record: RunRecord, about: Domain | None) -> list[str]:
+    facts = {
+        "manifest": f"commit `{record.manifest.digest}`",
+        "parameters": f"{record.num_parameters:,}",
+        "of these without embeddings": f"{record.num_parameters_non_embedding:,}",
+        "tokens, seed": f"{record.pretraining_tokens:,}",
+        "steps": f"{record.num_steps:,} of {record.batch_rows} rows of {record.max_length} tokens",
+        "passes over the documents": f"{record.num_epochs:.2f}",
+        "training compute of this run": f"{record.flops:.3g} FLOP",
+        "configuration": f"`{record.configuration_digest}`",
+    }
+    if about is not None:
+        facts = {
+            "domain": f"`{about.domain}`",
+            "label": _plain(about.label),
+            "keywords": ", ".join(map(_plain, about.keywords)),
+            **facts,
+            "tokens, expert": f"{record.specialization_tokens:,}",
+            "seed": f"`{record.seed_weights_sha256}`",
+        }
+    return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items())]
+
+
+def _losses(record: RunRecord, domains: Sequence[Domain]) -> list[str]:
+    labels = {domain.domain: _plain(domain.label) for domain in domains}
+    lines = ["| domain | label | documents | before, nats per token | after | before, bits per byte | after |"]
+    lines.append("| --- | --- | ---: | ---: | ---: | ---: | ---: |")
+    for name, losses in record.losses.items():
+        before = losses.before or Loss(nats_per_token=None, bits_per_byte=None)
+        numbers = [
+            before.nats_per_token,
+            losses.after.nats_per_token,
+            before.bits_per_byte,
+            losses.after.bits_per_byte,
+        ]
+        shown = " | ".join("" if number is None else f"{number:.4f}" for number in numbers)
+        lines.append(f"| {name} | {labels.get(name, '')} | {losses.num_documents:,} | {shown} |")
+    return lines
+
+
+def _plain(text: str) -> str:
+    """Escape what Markdown or HTML would act on, and keep the text on one line."""
+    flat = " ".join(text.split()).replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
+    return re.sub(r"([\\`*_\[\]|#!])", r"\\\1", flat)

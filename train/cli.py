@@ -1,0 +1,140 @@
+"""The commands `lmsplit train` and `lmsplit route`; `lmsplit.manifests.cli` registers them.
+
+Importing this costs nothing heavy: torch and TRL are imported once a configuration has been read. Results go
+to standard output, progress and logs to standard error.
+"""
+
+import importlib
+import logging
+import sys
+from types import ModuleType
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from lmsplit.manifests.cli import print_json
+from lmsplit.manifests.configuration import load
+from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.manifests.reader import Domain
+from lmsplit.train.config import Training
+from lmsplit.train.record import Loss, RunRecord
+from lmsplit.train.router import Route, Router
+
+
+def train(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="the training configuration")],
+    seed_model: Annotated[bool, typer.Option("--seed-model", help="pretrain the seed on all domains")] = False,
+    domain: Annotated[str | None, typer.Option(help="continue the seed on this domain, such as d00000")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="the seed where it is missing, then every expert")] = False,
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="a.b=c: override a key; may be repeated")] = None,
+) -> None:
+    """Pretrain the seed, or continue it into one expert per domain."""
+    if seed_model + (domain is not None) + everything != 1:
+        raise ConfigurationError("lmsplit train needs exactly one of --seed-model, --domain D and --all")
+    configuration = load(Training, config, overrides or [])
+    experts, campaigns = _engine("experts"), _engine("campaign")
+    _quiet_libraries()
+    campaign = campaigns.Campaign.open(configuration)
+    domains: tuple[Domain, ...] = campaign.manifest.domains
+    if seed_model:
+        _show(domains, experts.train_seed(campaign), {}, {})
+    elif domain is not None:
+        chosen = experts.find_domain(campaign, domain)
+        seed = experts.seed_record(campaign)
+        _show([chosen], seed, {domain: experts.train_expert(campaign, chosen, seed)}, {})
+    else:
+        seed, outcomes = experts.train_all(campaign)
+        failed = {outcome.domain.domain: outcome.error for outcome in outcomes if outcome.record is None}
+        done = {outcome.domain.domain: outcome.record for outcome in outcomes if outcome.record is not None}
+        _show(domains, seed, done, failed)
+        if failed:
+            raise typer.Exit(1)
+
+
+def route(
+    experts: Annotated[str, typer.Argument(metavar="EXPERTS", help="the output directory of lmsplit train")],
+    text: Annotated[list[str], typer.Option(help="a text to route; may be repeated")],
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")] = False,
+) -> None:
+    """Place texts by the manifest's own rule and name their experts."""
+    routes = Router.open(experts).route(text)
+    if as_json:
+        print_json(routes[0].to_json() if len(routes) == 1 else {"routes": [each.to_json() for each in routes]})
+    else:
+        _console().print(_routes_table(text, routes))
+
+
+def _engine(name: str) -> ModuleType:
+    try:
+        return importlib.import_module(f"lmsplit.train.{name}")
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"lmsplit train needs {error.name}, which is not installed: pip install 'lmsplit[train]'"
+        ) from error
+
+
+def _quiet_libraries() -> None:
+    """Keep the libraries' bars and remarks away from the progress, unless details were asked for."""
+    if logging.getLogger().isEnabledFor(logging.INFO):
+        return
+    import datasets
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+    datasets.utils.logging.set_verbosity_error()
+    for name in ("trl", "accelerate", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _show(
+    domains: tuple[Domain, ...] | list[Domain],
+    seed: RunRecord,
+    experts: dict[str, RunRecord],
+    failed: dict[str, str | None],
+) -> None:
+    table = Table(title=f"held-out loss, nats per token; {seed.num_parameters:,} parameters", pad_edge=False)
+    table.add_column("domain", no_wrap=True)
+    for name in ("label", "keywords"):
+        table.add_column(name)
+    for name in ("documents", "tokens", "seed loss", "expert loss"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for domain in domains:
+        record = experts.get(domain.domain)
+        table.add_row(
+            domain.domain,
+            Text(domain.label),
+            Text(", ".join(domain.keywords[:4])),
+            f"{domain.splits['train']:,}",
+            f"{record.num_tokens:,}" if record else "",
+            _number(seed.loss(domain.domain)),
+            Text("failed", "red") if domain.domain in failed else _number(record.loss(domain.domain) if record else None),
+        )
+    console = _console()
+    console.print(table)
+    for name, error in failed.items():
+        console.print(f"{name} failed: {error}", markup=False, style="red")
+
+
+def _console() -> Console:
+    """A file or a pipe has no width of its own: give it one that fits the tables."""
+    return Console(width=None if sys.stdout.isatty() else 120)
+
+
+def _number(loss: Loss | None) -> str:
+    return "" if loss is None or loss.nats_per_token is None else f"{loss.nats_per_token:.3f}"
+
+
+def _routes_table(texts: list[str], routes: list[Route]) -> Table:
+    table = Table()
+    for name in ("text", "domain", "label", "margin", "model", "remark"):
+        table.add_column(name, overflow="fold")
+    for text, each in zip(texts, routes, strict=True):
+        margin = "" if each.margin is None else f"{each.margin:.4f}"
+        shown = Text(text if len(text) <= 60 else text[:59] + "…")
+        table.add_row(shown, each.domain, Text(each.label or ""), margin, each.expert, Text(each.reason or ""))
+    return table

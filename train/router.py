@@ -1,0 +1,119 @@
+"""Finds the expert for a text: the manifest's own encoder and placement rule, over a directory of experts.
+
+The same code and the same files placed the training documents, so a text lands where its like was trained.
+Where that expert is missing or not what its record says, the seed answers instead, and the route says so and
+why.
+
+Needs no torch: it names a model and does not run one. Cost: one encoding of the text's prefix; the first
+route to an expert digests its weights (about 1 GB/s). There is no threshold on the
+margin and no mixing of experts yet.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from lmsplit.manifests.errors import ManifestError
+from lmsplit.manifests.placement import Encoder, Floats, PlacementRule, is_unit
+from lmsplit.manifests.reader import Domain, open_placement
+from lmsplit.train.layout import EXPERTS, PLACEMENT, SEED, placement_manifest
+from lmsplit.train.record import read_record, weights_sha256
+
+
+@dataclass(frozen=True)
+class Route:
+    """Where one text goes."""
+
+    domain: str | None
+    """Where it is placed, even when another model answers; None for a text the encoder finds nothing in."""
+    label: str | None
+    margin: float | None
+    """Cost of the runner-up minus the domain's; None where there is none."""
+    expert: str | None
+    """Directory of the model that shall answer, relative to the experts' directory; None where there is none
+    at all.
+    """
+    fallback: bool
+    """Whether that is not the domain's own expert."""
+    reason: str | None
+    """Why it fell back."""
+    scores: dict[str, float]
+    """Cosine minus price by domain; the highest is the placement (ties go to the first)."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the route as a JSON object."""
+        return asdict(self)
+
+
+class Router:
+    """Routes texts to the experts in a directory. Make it with `Router.open`."""
+
+    def __init__(self, directory: Path, rule: PlacementRule, encoder: Encoder, domains: Sequence[Domain]) -> None:
+        self._directory = directory
+        self._rule = rule
+        self._encoder = encoder
+        self._domains = domains
+        self._manifest = placement_manifest(directory)
+        self._fault = cache(self._look_for_fault)
+
+    @classmethod
+    def open(cls, directory: str | Path) -> "Router":
+        """Open a training output.
+
+        Args:
+            directory: what `output` names in the training configuration.
+
+        Raises:
+            ManifestError: it has no placement rule, or one with a wrong digest.
+        """
+        path = Path(directory)
+        placement_manifest(path)
+        return cls(path, *open_placement(path / PLACEMENT))
+
+    def route(self, texts: Sequence[str]) -> list[Route]:
+        """Return the route of each text."""
+        vectors_ND = self._encoder.encode(texts)
+        return [self._route(vector_D) for vector_D in vectors_ND]
+
+    def _route(self, vector_D: Floats) -> Route:
+        if not is_unit(vector_D[None])[0]:
+            seed, reason = self._fall_back("the encoder finds nothing in the text")
+            return Route(None, None, None, seed, True, reason, {})
+        placed = self._rule.place(vector_D[None])
+        domain = self._domains[int(placed.domain[0])]
+        scores_K = self._rule.centroids_KD.astype(np.float64) @ vector_D - self._rule.prices_K
+        margin = float(placed.margin[0])
+        own = f"{EXPERTS}/{domain.domain}"
+        fault = self._fault(own)
+        return Route(
+            domain=domain.domain,
+            label=domain.label,
+            margin=None if np.isnan(margin) else margin,
+            expert=own if fault is None else self._fall_back(fault)[0],
+            fallback=fault is not None,
+            reason=None if fault is None else self._fall_back(fault)[1],
+            scores={each.domain: float(score) for each, score in zip(self._domains, scores_K, strict=True)},
+        )
+
+    def _fall_back(self, reason: str) -> tuple[str | None, str]:
+        seed_fault = self._fault(SEED)
+        return (SEED, reason) if seed_fault is None else (None, f"{reason}; {seed_fault}")
+
+    def _look_for_fault(self, name: str) -> str | None:
+        """Return what is wrong with a model, or None; looked for once."""
+        directory = self._directory / name
+        if not directory.is_dir():
+            return f"{name} is missing"
+        try:
+            record = read_record(directory)
+        except ManifestError:
+            return f"{name} has no readable record"
+        if record.manifest.digest != self._manifest:
+            return f"{name} was trained on another manifest ({record.manifest.digest})"
+        if (found := weights_sha256(directory)) != record.weights_sha256:
+            return f"{name} has weights with digest {found}, its record says {record.weights_sha256}"
+        return None
