@@ -4,7 +4,7 @@ The card is derived: the same commit gives the same card, so `verify` can compar
 names its exact files by split; nothing is globbed, so what lies untracked beside them is never read.
 """
 
-from typing import Any
+from typing import Any, Final
 
 import yaml
 
@@ -12,6 +12,9 @@ from lmsplit.manifests.layout import CARD
 from lmsplit.manifests.reader import Domain, Manifest
 from lmsplit.manifests.schema import SPLITS
 from lmsplit.manifests.statistics import splits_by_file
+
+_MARKUP: Final = frozenset("\\`*_[]<>|#&~$:@!{}")
+"""What Markdown may act on, autolinks and formulas included; CommonMark lets any ASCII punctuation be escaped."""
 
 
 def render_card(manifest: Manifest) -> str:
@@ -70,6 +73,6 @@ def _row(domain: Domain) -> str:
 
 
 def _escaped(text: str) -> str:
-    for character in "\\`*_[]<>|#":
-        text = text.replace(character, f"\\{character}")
-    return text
+    """Return a label or keyword, which is data, as one line of Markdown that shows it and does nothing else."""
+    visible = (character if character.isprintable() else " " for character in text)
+    return "".join(f"\\{character}" if character in _MARKUP else character for character in visible)

@@ -15,9 +15,10 @@ import typer
 from rich.console import Console
 
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError
+from lmsplit.manifests.findings import Finding
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.show import render, summary
-from lmsplit.manifests.verify import Finding, verify_manifest
+from lmsplit.manifests.verify import verify_manifest
 
 _ELSEWHERE: Final = {
     "partition": ("partition", "Cluster a corpus into domains and publish the manifest."),
@@ -29,27 +30,16 @@ _ELSEWHERE: Final = {
 }
 """Commands of the other packages: name → (package and extra, one-line help)."""
 
-
-app = typer.Typer(
-    help="Split a corpus into semantic domains, audit the result, and train one expert per domain.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    rich_markup_mode=None,
-)
-
 ManifestArgument = Annotated[str, typer.Argument(metavar="M", help="a manifest's directory, or <directory>@<commit number>")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
-@app.callback()
 def _options(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log details to standard error")] = False) -> None:
     logging.basicConfig(
         level=logging.INFO if verbose else logging.WARNING, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s"
     )
 
 
-@app.command()
 def show(
     manifest: ManifestArgument,
     domain: Annotated[str | None, typer.Option(help="only this domain, with the documents nearest its centroid")] = None,
@@ -60,10 +50,10 @@ def show(
     if as_json:
         print_json(summary(opened, domain))
     else:
-        Console().print(render(opened, domain))
+        console = Console()
+        console.print(render(opened, domain, width=console.width))
 
 
-@app.command()
 def verify(
     manifest: ManifestArgument,
     deep: Annotated[bool, typer.Option(help="read every file: digests, pages, texts, ids, splits, placement")] = False,
@@ -104,12 +94,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     wanted = next((argument for argument in given if not argument.startswith("-")), None)
     try:
-        for name, (package, help_line) in _ELSEWHERE.items():
-            app.command(name, help=help_line)(_imported(package, name) if name == wanted else _not_imported)
-        app(given, prog_name="lmsplit")
+        _application(wanted)(given, prog_name="lmsplit")
     except LmsplitError as error:
         sys.stderr.write(f"lmsplit: {error}\n")
         sys.exit(error.exit_code)
+    except OSError as error:  # a full disk, a missing permission: the user's to mend, not ours to trace
+        where = f"{error.filename}: " if error.filename else ""
+        sys.stderr.write(f"lmsplit: {where}{error.strerror or error}. Mend it and run the same command again\n")
+        sys.exit(1)
+
+
+def _application(wanted: str | None) -> typer.Typer:
+    """Build the commands; of the other packages', only the wanted one is imported."""
+    app = typer.Typer(
+        help="Split a corpus into semantic domains, audit the result, and train one expert per domain.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode=None,
+    )
+    app.callback()(_options)
+    for command in (show, verify):
+        app.command()(command)
+    for name, (package, help_line) in _ELSEWHERE.items():
+        app.command(name, help=help_line)(_imported(package, name) if name == wanted else _not_imported)
+    return app
 
 
 def _not_imported() -> None:
@@ -127,3 +136,7 @@ def _imported(package: str, name: str) -> Callable[..., None]:
         ) from error
     command: Callable[..., None] = getattr(module, name)
     return command
+
+
+if __name__ == "__main__":
+    main()

@@ -17,12 +17,12 @@ import datetime
 import getpass
 import hashlib
 import json
-from typing import Any
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from lmsplit.manifests.errors import ConflictError, ManifestError
-from lmsplit.manifests.layout import COMMITS, commit_path, commit_version
+from lmsplit.manifests.errors import ConflictError, DamagedError, ManifestError
+from lmsplit.manifests.layout import COMMITS, SHA_DIGITS, commit_path, commit_version
 from lmsplit.manifests.schema import SCHEMA_VERSION
 from lmsplit.manifests.store import Store
 
@@ -33,13 +33,27 @@ class Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+Sha256 = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+
+
 class FileEntry(Record):
     """One file of the manifest."""
 
-    path: str = Field(description="POSIX path relative to the manifest")
+    # Of a known folder and without dots at the start of a part: a hostile commit cannot name a file outside.
+    path: str = Field(
+        pattern=r"^(plans|domains|placement|ids|data|quarantine)(/[0-9A-Za-z_-][0-9A-Za-z_.-]*)+$",
+        description="POSIX path relative to the manifest",
+    )
     bytes: int = Field(ge=0, description="size in bytes")
-    rows: int | None = Field(description="rows of a Parquet file, else null")
-    sha256: str = Field(description="digest of the file, 64 hexadecimal digits")
+    rows: int | None = Field(ge=0, description="rows of a Parquet file, else null")
+    sha256: Sha256 = Field(description="digest of the file, 64 hexadecimal digits")
+
+    @model_validator(mode="after")
+    def _check_name(self) -> Self:
+        digits = self.sha256[:SHA_DIGITS]
+        if not self.path.partition(".")[0].endswith(digits):
+            raise ValueError(f"{self.path} must be named by its digest, {digits}")
+        return self
 
 
 class Amount(Record):
@@ -73,7 +87,7 @@ class Counts(Record):
 class Body(Record):
     """What a manifest holds and how it was made; the same work gives the same body."""
 
-    format: str = Field(default="lmsplit-manifest", description="always lmsplit-manifest")
+    format: Literal["lmsplit-manifest"] = Field(default="lmsplit-manifest", description="always lmsplit-manifest")
     version: int = Field(default=SCHEMA_VERSION, description="format version; readers refuse one they do not know")
     parent: str | None = Field(description="body_sha256 of the commit before, null in commit 0")
     run_id: str = Field(description="digest of all that determines content")
@@ -83,23 +97,38 @@ class Body(Record):
     domains: str = Field(description="path of the domain table")
     placement: str = Field(description="path of the placement rule's description")
     encoder: dict[str, Any] = Field(description="name and digest of the encoder that the rule pins")
-    columns: dict[str, str] = Field(description="kept columns of the data files and their Arrow types, in order")
-    counts: Counts
+    columns: dict[str, str] = Field(description="kept columns of the data files and their Arrow types")
+    counts: Counts = Field(description="both sides of the conservation law")
     splits: dict[str, int] = Field(description="documents by split")
+    heldout_fraction: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="share of the groups held out, frozen at commit 0; null where they were chosen otherwise",
+    )
     software: dict[str, str] = Field(description="versions of the libraries that determine content")
-    tier: str = Field(description="what is reproducible: see manifests/README.md, Determinism")
+    tier: str = Field(description="what is reproducible, in words: see Determinism")
     gate: dict[str, Any] | None = Field(default=None, description="findings of the quality gate; null where not run")
     tombstones: tuple[dict[str, Any], ...] = Field(default=(), description="documents taken down since the parent")
+
+    @model_validator(mode="after")
+    def _check_files(self) -> Self:
+        paths = [entry.path for entry in self.files]
+        if paths != sorted(set(paths)):
+            raise ValueError("files must be sorted by path, each once")
+        if missing := {self.plan, self.domains, self.placement} - set(paths):
+            raise ValueError(f"files must hold {', '.join(sorted(missing))}")
+        return self
 
 
 class Commit(Record):
     """A commit file: the body, its digest, and when and by whom it was published."""
 
-    body: Body
-    body_sha256: str
-    created_at: str = Field(description="UTC, ISO 8601")
+    body: Body = Field(description="what the manifest holds: see below")
+    body_sha256: Sha256 = Field(description="digest of the body's canonical JSON: the manifest's identity")
+    created_at: str = Field(description="when it was published: UTC, ISO 8601")
     actor: str = Field(description="login name of whoever published")
-    sha256: str = Field(description="digest of the canonical JSON of the other four keys")
+    sha256: Sha256 = Field(description="digest of the canonical JSON of the other four keys")
 
 
 def canonical(value: Any) -> bytes:
@@ -132,7 +161,8 @@ def read_commit(store: Store, version: int | None = None) -> tuple[int, Commit]:
         The commit's number, and the commit.
 
     Raises:
-        ManifestError: there is no such commit, it is damaged, or its format version is unknown.
+        ManifestError: there is no such commit, or its format version is unknown.
+        DamagedError: it is not what was published.
     """
     existing = versions(store)
     if not existing:
@@ -141,31 +171,28 @@ def read_commit(store: Store, version: int | None = None) -> tuple[int, Commit]:
     if wanted not in existing:
         raise ManifestError(f"{store.root}@{wanted} does not exist: its commits are {existing[0]} to {existing[-1]}")
     name = commit_path(wanted)
-    return wanted, parse_commit(store.read(name), f"{store.root}/{name}")
+    return wanted, parse_commit(store.read(name), name)
 
 
-def parse_commit(data: bytes, where: str) -> Commit:
-    """Parse a commit file's bytes and check every digest in it; see `read_commit`."""
+def parse_commit(data: bytes, name: str) -> Commit:
+    """Parse a commit file's bytes and check every digest in it; see `read_commit`. `name` is its path, for errors."""
     try:
         raw = json.loads(data)
         if canonical(raw) + b"\n" != data:
             raise ValueError("it is not canonical JSON")
+        rest = {key: value for key, value in raw.items() if key != "sha256"}
+        for key, said, found in (
+            ("sha256", raw["sha256"], digest(rest)),
+            ("body_sha256", raw["body_sha256"], digest(raw["body"])),
+        ):
+            if said != found:
+                raise ValueError(f"{key} says {said}, its content has {found}")
         version = raw["body"]["version"]
-        if version != SCHEMA_VERSION:
-            raise ManifestError(f"{where}: format version {version}, this lmsplit reads {SCHEMA_VERSION}: upgrade lmsplit")
-        commit = Commit.model_validate(raw)
-    except ManifestError:
-        raise
-    except (ValueError, KeyError, TypeError, ValidationError) as error:
-        raise ManifestError(f"{where} is damaged: {error}") from error
-    rest = {key: value for key, value in raw.items() if key != "sha256"}
-    for key, expected, found in (
-        ("body_sha256", commit.body_sha256, digest(raw["body"])),
-        ("sha256", commit.sha256, digest(rest)),
-    ):
-        if expected != found:
-            raise ManifestError(f"{where} is damaged: {key} says {expected}, its content has {found}")
-    return commit
+        if version == SCHEMA_VERSION:
+            return Commit.model_validate_json(data, strict=True)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise DamagedError(name, f"{name} is damaged ({error}): restore it from a copy") from error
+    raise ManifestError(f"{name} has format version {version}, this lmsplit reads {SCHEMA_VERSION}: upgrade lmsplit")
 
 
 def write_commit(store: Store, body: Body, version: int) -> Commit:

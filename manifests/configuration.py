@@ -30,9 +30,11 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's core types on PyYAML's safe loader, and no duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[Any] = set()
+        seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, str):
+                raise ConfigurationError(f"key {key!r} is not a name (line {key_node.start_mark.line + 1}): quote it")
             if key in seen:
                 raise ConfigurationError(f"key {key!r} stands twice (line {key_node.start_mark.line + 1}): keep one")
             seen.add(key)
@@ -101,7 +103,7 @@ def _parse(text: str, where: str) -> Any:
         return yaml.load(text, Loader=_Loader)  # noqa: S506 - a SafeLoader
     except ConfigurationError as error:
         raise ConfigurationError(f"{where}: {error}") from error
-    except yaml.YAMLError as error:
+    except (yaml.YAMLError, RecursionError) as error:
         raise ConfigurationError(f"{where} is not YAML: {error}") from error
 
 

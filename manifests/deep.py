@@ -4,6 +4,7 @@
 held-out files, then the others:
   each row ─► text digest and length ─► domain and split of its file ─► its id, folded into one sum
 held-out groups ─► no training row may share one
+quarantine ─► records and bytes of each reason, as counted in the commit
 ids index ─► sorted, unique, and the same sum: so it names exactly the rows that are there
 sample ─► text placed again by the stored rule
 ```
@@ -12,6 +13,7 @@ Memory: one batch, and the held-out groups. Cost: a SHA-256 of every text.
 """
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
@@ -19,17 +21,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmsplit.manifests.commit import FileEntry
-from lmsplit.manifests.errors import LmsplitError
+from lmsplit.manifests.commit import Amount, FileEntry
+from lmsplit.manifests.findings import Finding
 from lmsplit.manifests.placement import is_unit
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.statistics import splits_by_file
-from lmsplit.manifests.verify import Finding
 
 DISTANCE_TOLERANCE: Final = 1e-4
 """Placing again on another type of CPU may round the vectors differently; on the same one distances are equal."""
 _REMEDY: Final = "do not train on it: make the manifest anew and report this"
-_MAX_PER_FILE: Final = 3
+_MAX_EACH: Final = 3
 
 
 def verify_contents(manifest: Manifest, sample: int) -> list[Finding]:
@@ -40,30 +41,59 @@ def verify_contents(manifest: Manifest, sample: int) -> list[Finding]:
         sample: how many documents to place again.
 
     Returns:
-        What is wrong, at most three findings of a kind a file.
+        What is wrong: at most three findings of a kind for a data file, for the index, and for the sample.
     """
-    try:
-        split_of = splits_by_file(manifest)
-    except LmsplitError as error:
-        return [Finding("split_mixed", "data", "one split a file", str(error), _REMEDY)]
+    split_of = splits_by_file(manifest)
     rows = _Rows(manifest)
     findings: list[Finding] = []
     heldout_first = sorted(manifest.data_files(), key=lambda entry: split_of[entry.path] != "heldout")
     for entry in heldout_first:
-        found = list(rows.check(entry, split_of[entry.path]))
-        for code in dict.fromkeys(finding.code for finding in found):
-            findings += [finding for finding in found if finding.code == code][:_MAX_PER_FILE]
-    findings += _index(manifest, rows.id_sum)
-    return findings + list(_placement(manifest, sample))
+        findings += _first(rows.check(entry, split_of[entry.path]))
+    findings += _text_bytes(manifest, rows.text_bytes)
+    findings += _aside(manifest)
+    findings += _first(_index(manifest, rows.id_sum))
+    findings += _first(_placement(manifest, sample))
+    return findings
+
+
+def _first(findings: Iterable[Finding]) -> Iterator[Finding]:
+    """Yield the first three findings of each code: one broken file must not drown the rest."""
+    seen: Counter[str] = Counter()
+    for finding in findings:
+        seen[finding.code] += 1
+        if seen[finding.code] <= _MAX_EACH:
+            yield finding
+
+
+def _text_bytes(manifest: Manifest, found: int) -> Iterator[Finding]:
+    expected = manifest.body.counts.text_bytes
+    if expected != found:
+        yield Finding("counts", "text_bytes", f"{expected} bytes", f"{found} bytes", _REMEDY)
+
+
+def _aside(manifest: Manifest) -> Iterator[Finding]:
+    counts = manifest.body.counts
+    expected = {**counts.quarantined, **counts.duplicates}
+    found: dict[str, Amount] = {}
+    for entry in manifest.body.files:
+        if entry.path.startswith("quarantine/"):
+            for batch in _batches(manifest, entry, ["reason", "num_bytes"]):
+                for reason, num_bytes in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+                    found[reason] = found.get(reason, Amount()) + Amount(records=1, bytes=num_bytes)
+    for reason in sorted(expected.keys() | found.keys()):
+        said, counted = expected.get(reason, Amount()), found.get(reason, Amount())
+        if said != counted:
+            yield Finding("counts", f"quarantine {reason}", str(said), str(counted), _REMEDY)
 
 
 class _Rows:
-    """Checks the rows of data files, and remembers held-out groups and the sum of the ids."""
+    """Checks the rows of data files, and remembers held-out groups, the sum of the ids and the bytes of text."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._heldout: set[str] = set()
         self.id_sum = 0
+        self.text_bytes = 0
 
     def check(self, entry: FileEntry, split: str) -> Iterator[Finding]:
         domain, part = entry.path.split("/")[1], int(entry.path.split("part-")[1].split("-")[0])
@@ -82,6 +112,7 @@ class _Rows:
                     yield Finding("wrong_file", where, f"{domain}, {split}", f"{in_domain}, {in_split}", _REMEDY)
                 yield from self._leak(where, sha256 if group is None else f"group {group}", split)
                 self.id_sum += _id_number(doc_id, domain, part, row)
+                self.text_bytes += len(data)
                 row += 1
 
     def _leak(self, where: str, key: str, split: str) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ text ─cut─► lower case ─► words ─CRC-32─► minus stop words ─�
      ─► (1 + ln count)·idf ─► · projection ─► unit length
 ```
 
+`README.md` (The lexical encoder) specifies every step to the bit.
+
 Each text is encoded by itself, in one fixed order of additions, so its vector does not depend on the batch.
 This does *not* fit anything: `lmsplit.partition.lexical` does.
 """
@@ -84,14 +86,16 @@ class LexicalEncoder:
     def __init__(self, features: LexicalFeatures, idf_B: Floats, projection_BD: npt.NDArray[np.float16]) -> None:
         self.features = features
         self.idf_B = idf_B
-        self.projection_BD = projection_BD.astype(np.float32)
+        # In C order: a fitted projection comes transposed, and einsum's order of additions is that of the memory.
+        self.projection_BD = np.ascontiguousarray(projection_BD, dtype=np.float32)
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """Return unit rows (N, D), float32; a row of zeros where no feature of the text is known."""
         vectors_ND = np.zeros((len(texts), self.projection_BD.shape[1]), np.float32)
         for start in range(0, len(texts), _BATCH):
             offsets, buckets, counts = self.features.count(texts[start : start + _BATCH])
-            weights = (1.0 + np.log(counts)) * self.idf_B[buckets]
+            # The logarithm of float32 differs between kinds of CPU; that of float64, rounded, does not.
+            weights = (1.0 + np.log(counts, dtype=np.float64)).astype(np.float32) * self.idf_B[buckets]
             for index, (begin, end) in enumerate(pairwise(offsets.tolist())):
                 # einsum without BLAS: one order of additions for ever; gemv's depends on length, threads and library.
                 vectors_ND[start + index] = np.einsum("f,fd->d", weights[begin:end], self.projection_BD[buckets[begin:end]])
@@ -136,6 +140,9 @@ def build(description: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> E
         idf_B, projection_BD = arrays["idf_B"], arrays["projection_BD"]
     except KeyError as error:
         raise ManifestError(f"the placement rule lacks {error} of its lexical encoder") from error
+    kinds = tuple(str(array.dtype) for array in (arrays["stop_words"], idf_B, projection_BD))
+    if kinds != ("uint32", "float32", "float16"):
+        raise ManifestError(f"the lexical encoder's arrays have types {kinds}: expected uint32, float32, float16")
     if idf_B.shape != (features.num_buckets,) or projection_BD.shape != (features.num_buckets, description["dimensions"]):
         raise ManifestError(f"the lexical encoder's arrays have shapes {idf_B.shape} and {projection_BD.shape}")
     return LexicalEncoder(features, idf_B, projection_BD)

@@ -6,6 +6,7 @@ LmsplitError            1   something a user can act on
 ├── InputError          3   bad input past its limit (also a ValueError)
 ├── ConflictError       4   another writer was there first
 └── ManifestError       1   a manifest is missing, damaged or of an unknown version
+    └── DamagedError    1   one of its files is not what was published
 ```
 
 Every message names what is wrong, the value found, the value expected, and what to do next.
@@ -38,3 +39,16 @@ class ConflictError(LmsplitError):
 
 class ManifestError(LmsplitError):
     """A manifest is missing, damaged, or written by a version that this one cannot read."""
+
+
+class DamagedError(ManifestError):
+    """A file of a manifest is not what was published.
+
+    Args:
+        path: the file, relative to the manifest.
+        message: what is wrong with it, for the user.
+    """
+
+    def __init__(self, path: str, message: str) -> None:
+        super().__init__(message)
+        self.path = path

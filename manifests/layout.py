@@ -25,7 +25,7 @@ WORK = "_work"
 COMMITS = "commits"
 FOLDERS = ("commits", "plans", "domains", "placement", "ids", "data", "quarantine")
 
-_COMMIT = re.compile(r"^(\d{5,})\.json$")
+_COMMIT = re.compile(r"([0-9]{5,})\.json")
 
 
 def commit_path(version: int) -> str:
@@ -34,9 +34,14 @@ def commit_path(version: int) -> str:
 
 
 def commit_version(name: str) -> int | None:
-    """Return the number of the commit whose file is called `name`, or None for any other file."""
-    match = _COMMIT.match(name)
-    return int(match[1]) if match else None
+    """Return the number of the commit whose file is called `name`, or None for any other file.
+
+    >>> commit_version("00007.json"), commit_version("000007.json")
+    (7, None)
+    """
+    match = _COMMIT.fullmatch(name)
+    version = int(match[1]) if match else None
+    return version if version is not None and name == f"{version:05d}.json" else None
 
 
 def domain_name(index: int) -> str:

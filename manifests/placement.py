@@ -20,11 +20,12 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import numpy.typing as npt
+from safetensors import SafetensorError
 from safetensors.numpy import load as load_tensors
 from safetensors.numpy import save as save_tensors
 
 from lmsplit.manifests.commit import canonical
-from lmsplit.manifests.errors import ManifestError
+from lmsplit.manifests.errors import DamagedError, ManifestError
 
 Floats = npt.NDArray[np.float32]
 
@@ -206,19 +207,30 @@ def parse_rule(files: PlacementFiles, where: str) -> StoredRule:
         where: the description's path, for errors.
 
     Raises:
-        ManifestError: the files do not belong together, are damaged, or describe a rule of a later version.
+        DamagedError: the files do not belong together, or are damaged.
+        ManifestError: they describe a rule of a later version.
     """
     try:
         description = json.loads(files.description)
         found = hashlib.sha256(files.arrays).hexdigest()
         if found != description["arrays_sha256"]:
-            raise ManifestError(f"{where}: its arrays should have sha256 {description['arrays_sha256']}, found {found}")
+            raise DamagedError(where, f"{where}: its arrays should have sha256 {description['arrays_sha256']}, found {found}")
         if description["version"] != 1 or description["tree"]["depth"] != 1 or description["student"] is not None:
             raise ManifestError(f"{where}: this rule (version, tree or student) needs a later lmsplit")
         arrays = load_tensors(files.arrays)
         rule = PlacementRule(arrays["centroids_MD"], arrays["prices_M"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"{where} is damaged: {error}") from error
+        _check_flat_tree(rule, description["tree"], arrays)
+    except (ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise DamagedError(where, f"{where} is damaged ({error}): restore it from a copy") from error
     prefix = "encoder."
     own = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     return StoredRule(rule, description["encoder"], own)
+
+
+def _check_flat_tree(rule: PlacementRule, tree: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> None:
+    kinds = (str(arrays["centroids_MD"].dtype), str(arrays["prices_M"].dtype))
+    if kinds != ("float32", "float64"):
+        raise ValueError(f"centroids and prices have types {kinds}: expected float32 and float64")
+    expected_tree, expected = describe_flat_tree(rule.num_domains)
+    if tree != expected_tree or any(not np.array_equal(arrays[name], array) for name, array in expected.items()):
+        raise ValueError(f"its tree {tree} is not the flat one of {rule.num_domains} domains")

@@ -16,10 +16,12 @@ import pyarrow.parquet as pq
 
 from lmsplit.manifests import encoder as encoders
 from lmsplit.manifests.commit import Body, Commit, FileEntry, read_commit
-from lmsplit.manifests.errors import ManifestError
+from lmsplit.manifests.errors import DamagedError, ManifestError
 from lmsplit.manifests.placement import Encoder, PlacementFiles, PlacementRule, StoredRule, parse_rule
-from lmsplit.manifests.schema import SPLITS
+from lmsplit.manifests.schema import FIXED_COLUMNS, SPLITS
 from lmsplit.manifests.store import Store, file_sha256, local_path
+
+PLACEMENT_INDEX = "placement-index.json"
 
 
 @dataclass(frozen=True)
@@ -54,13 +56,14 @@ class Manifest:
         """Open a manifest.
 
         Args:
-            location: its directory, or `<directory>@<number>` for an older commit.
+            location: its directory, or `<directory>@<number>` for an older commit (end it with / if its own name does so).
 
         Raises:
-            ManifestError: there is no manifest, or its commit is damaged.
+            ManifestError: there is no manifest, or no such commit, or its format version is unknown.
+            DamagedError: its commit is not what was published.
         """
         directory, separator, version = str(location).rpartition("@")
-        if separator and version.isdigit():
+        if separator and version.isdecimal():
             store = Store(local_path(directory))
             return cls(store, *read_commit(store, int(version)))
         store = Store(local_path(str(location)))
@@ -78,9 +81,13 @@ class Manifest:
 
     @property
     def domains(self) -> tuple[Domain, ...]:
-        """Every domain, in the order of their names; read once."""
+        """Every domain, in the order of their names; read once.
+
+        Raises:
+            DamagedError: the domain table is missing or cannot be read.
+        """
         if self._domains is None:
-            self._domains = tuple(map(_domain, pq.read_table(self.store.path(self.body.domains)).to_pylist()))
+            self._domains = _read_domains(self.store.path(self.body.domains), self.body.domains)
         return self._domains
 
     def domain(self, name: str) -> Domain:
@@ -114,12 +121,16 @@ class Manifest:
             Batches of at most 4,096 rows in the order of domain, part and row.
 
         Raises:
-            ManifestError: no such domain or split, or a file is missing or damaged.
+            ManifestError: no such domain, split or column.
+            DamagedError: a file is missing or cannot be read.
         """
         if domain is not None:
             self.domain(domain)
         if split is not None and split not in SPLITS:
             raise ManifestError(f"there is no split {split!r}: expected one of {', '.join(SPLITS)}")
+        known = [*FIXED_COLUMNS, *self.body.columns]
+        if unknown := [name for name in columns or () if name not in known]:
+            raise ManifestError(f"{self.store.root} has no columns {unknown}: it has {', '.join(known)}")
         for entry in self.data_files(domain):
             yield from self._read(entry, split, columns)
 
@@ -135,10 +146,8 @@ class Manifest:
                         batch = batch.filter(pa.compute.equal(batch.column("split"), split))
                     if batch.num_rows:
                         yield batch.select(names)
-        except FileNotFoundError as error:
-            raise ManifestError(f"{path} is missing: run lmsplit verify {self.store.root}") from error
         except (OSError, pa.ArrowException) as error:
-            raise ManifestError(f"{path} cannot be read ({error}): run lmsplit verify {self.store.root} --deep") from error
+            raise DamagedError(entry.path, f"{path} cannot be read ({error}): run lmsplit verify --deep") from error
 
     def scan(self) -> pl.LazyFrame:
         """Return every document as a polars LazyFrame over the commit's files."""
@@ -169,16 +178,34 @@ class Manifest:
             (directory / Path(name).name).write_bytes(data)
             index[role] = {"file": Path(name).name, "sha256": _entry(self.body, name).sha256}
         content = {"manifest": self.digest, "files": index}
-        (directory / "placement-index.json").write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
+        (directory / PLACEMENT_INDEX).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
     def __repr__(self) -> str:
         return f"Manifest({str(self.store.root)!r}@{self.version}, {len(self.domains)} domains)"
 
 
 def placement_files(body: Body) -> dict[str, str]:
-    """Return the paths of a rule's description (`rule`), its arrays (`arrays`) and the domain table (`domains`)."""
+    """Return the paths of a rule's description (`rule`), its arrays (`arrays`) and the domain table (`domains`).
+
+    Raises:
+        ManifestError: the commit does not name one file of arrays.
+    """
     arrays = [entry.path for entry in body.files if entry.path.startswith("placement/") and entry.path != body.placement]
+    if len(arrays) != 1:
+        raise ManifestError(f"the commit names {len(arrays)} files of arrays for its placement rule, expected 1")
     return {"rule": body.placement, "arrays": arrays[0], "domains": body.domains}
+
+
+def placement_origin(directory: Path) -> str:
+    """Return the digest of the manifest whose rule `Manifest.copy_placement` copied into `directory`.
+
+    Raises:
+        ManifestError: there is no copy.
+    """
+    try:
+        return str(json.loads((directory / PLACEMENT_INDEX).read_text(encoding="utf-8"))["manifest"])
+    except (OSError, ValueError, KeyError) as error:
+        raise ManifestError(f"{directory} holds no placement rule: {error}") from error
 
 
 def open_placement(directory: Path) -> tuple[PlacementRule, Encoder, tuple[Domain, ...]]:
@@ -191,14 +218,14 @@ def open_placement(directory: Path) -> tuple[PlacementRule, Encoder, tuple[Domai
         ManifestError: a file is missing or its digest is not the one recorded.
     """
     try:
-        index = json.loads((directory / "placement-index.json").read_text())["files"]
+        index = json.loads((directory / PLACEMENT_INDEX).read_text())["files"]
         paths = {role: directory / entry["file"] for role, entry in index.items()}
         for role, path in paths.items():
             if (found := file_sha256(path)) != index[role]["sha256"]:
                 raise ManifestError(f"{path} should have sha256 {index[role]['sha256']}, found {found}: copy it again")
         stored = parse_rule(PlacementFiles(paths["rule"].read_bytes(), paths["arrays"].read_bytes()), str(paths["rule"]))
-        domains = tuple(map(_domain, pq.read_table(paths["domains"]).to_pylist()))
-    except (OSError, KeyError, json.JSONDecodeError) as error:
+        domains = _read_domains(paths["domains"], index["domains"]["file"])
+    except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ManifestError(f"{directory} holds no placement rule: {error}") from error
     return stored.rule, encoders.build(stored.encoder, stored.encoder_arrays), domains
 
@@ -208,8 +235,8 @@ def _read_rule(store: Store, body: Body) -> StoredRule:
     try:
         files = PlacementFiles(store.read(names["rule"]), store.read(names["arrays"]))
     except FileNotFoundError as error:
-        raise ManifestError(f"{error.filename} is missing: run lmsplit verify {store.root}") from error
-    return parse_rule(files, str(store.path(names["rule"])))
+        raise DamagedError(body.placement, f"{error.filename} is missing: run lmsplit verify {store.root}") from error
+    return parse_rule(files, names["rule"])
 
 
 def _entry(body: Body, path: str) -> FileEntry:
@@ -221,6 +248,14 @@ def _may_hold(file: pq.ParquetFile, group: int, split: str) -> bool:
     column = file.schema_arrow.get_field_index("split")
     statistics = file.metadata.row_group(group).column(column).statistics
     return statistics is None or not statistics.has_min_max or statistics.min <= split <= statistics.max
+
+
+def _read_domains(path: Path, name: str) -> tuple[Domain, ...]:
+    try:
+        rows = pq.read_table(path, page_checksum_verification=True).to_pylist()
+        return tuple(map(_domain, rows))
+    except (OSError, pa.ArrowException, KeyError) as error:
+        raise DamagedError(name, f"{path} cannot be read ({error}): run lmsplit verify --deep") from error
 
 
 def _domain(row: dict[str, Any]) -> Domain:

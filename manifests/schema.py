@@ -38,6 +38,9 @@ DOCUMENT_FIELDS: Final[tuple[Row, ...]] = (
     ("split", pa.string(), False, "'train', 'heldout', or 'excluded' (a near-duplicate of a held-out document)"),
 )
 
+FIXED_COLUMNS: Final = tuple(name for name, _, _, _ in DOCUMENT_FIELDS)
+"""The columns that every data file has; those that the configuration keeps follow them."""
+
 DOMAIN_FIELDS: Final[tuple[Row, ...]] = (
     ("domain", pa.string(), False, "d00000, d00001, …: the leaf's name"),
     ("path", pa.list_(pa.int32()), False, "branches from the root of the tree to this leaf; one number when flat"),
@@ -89,7 +92,7 @@ def documents(keep: pa.Schema | None = None, *, placement_sha256: str | None = N
     """Return the schema of a data file.
 
     Args:
-        keep: the columns that the configuration keeps from the input, in their order; they follow the fixed ones.
+        keep: the columns that the configuration keeps from the input; they follow the fixed ones, by name.
         placement_sha256: digest of the placement file, for the file's key-value metadata.
 
     Returns:
@@ -99,7 +102,7 @@ def documents(keep: pa.Schema | None = None, *, placement_sha256: str | None = N
         ValueError: a kept column has the name of a fixed one.
     """
     fixed = _schema(DOCUMENT_FIELDS)
-    kept = list(keep or [])
+    kept = sorted(keep or [], key=lambda field: field.name)  # the commit's JSON objects know no other order
     if clash := sorted({field.name for field in kept} & set(fixed.names)):
         raise ValueError(f"kept columns {clash} have the names of fixed columns: rename them in the input")
     metadata = {"lmsplit.schema_version": str(SCHEMA_VERSION)}
@@ -123,12 +126,13 @@ def type_named(name: str) -> pa.DataType:
     >>> str(type_named("timestamp[us]"))
     'timestamp[us]'
     """
-    if zoned := _ZONED_TIMESTAMP.fullmatch(name):
-        return pa.timestamp(zoned[1], tz=zoned[2])
     try:
-        kind = pa.type_for_alias(name)
+        zoned = _ZONED_TIMESTAMP.fullmatch(name)
+        kind = pa.timestamp(zoned[1], tz=zoned[2]) if zoned else pa.type_for_alias(name)
     except ValueError:
         kind = pa.null()
+    if pa.types.is_timestamp(kind) and kind.unit == "s":
+        raise ConfigurationError(f"a kept column cannot have the type {name!r}, which Parquet lacks: choose timestamp[ms]")
     scalar = pa.types.is_string(kind) or pa.types.is_boolean(kind) or pa.types.is_integer(kind)
     if not (scalar or kind in (pa.float32(), pa.float64(), pa.date32()) or pa.types.is_timestamp(kind)):
         choices = "string, bool, int64 (or another integer), float32, float64, date32 or timestamp[us]"

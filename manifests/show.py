@@ -7,6 +7,9 @@ from rich.table import Table
 from rich.text import Text
 
 from lmsplit.manifests.reader import Domain, Manifest
+from lmsplit.manifests.schema import SPLITS
+
+_WIDE = 120
 
 
 def summary(manifest: Manifest, domain: str | None = None) -> dict[str, Any]:
@@ -59,33 +62,41 @@ def _detail(domain: Domain) -> dict[str, Any]:
     return {"representatives": [{"doc_id": doc_id, "excerpt": text} for doc_id, text in pairs]}
 
 
-def render(manifest: Manifest, domain: str | None = None) -> RenderableType:
-    """Return the terminal view of a manifest, or of one of its domains."""
+def render(manifest: Manifest, domain: str | None = None, *, width: int = 100) -> RenderableType:
+    """Return the terminal view of a manifest, or of one of its domains.
+
+    Args:
+        manifest: the manifest.
+        domain: this domain only, with the documents nearest its centroid.
+        width: columns of the terminal; a narrow one leaves the keywords to `--domain`.
+    """
     facts = summary(manifest, domain)
     head = Text.assemble(
         (f"{manifest.store.root}@{facts['version']}", "bold"),
         f"  commit {facts['commit'][:12]}  {facts['documents']:,} documents  {_size(facts['bytes'])}\n",
-        "splits  " + ", ".join(f"{count:,} {split}" for split, count in facts["splits"].items()) + "\n",
+        "splits  " + ", ".join(f"{facts['splits'].get(split, 0):,} {split}" for split in SPLITS) + "\n",
         f"set aside  {facts['quarantined']:,} quarantined, {facts['duplicates']:,} duplicates of {facts['read']:,} read\n",
         f"encoder  {facts['encoder']['kind']}   {facts['tier']}\n",
     )
-    table = _table(facts)
+    table = _table(facts, with_keywords=width >= _WIDE)
     if domain is None:
         return Group(head, table)
+    words = Text("keywords  " + ", ".join(facts["domains"][0]["keywords"]) + "\n")
     lines = [Text.assemble((item["doc_id"], "bold"), f"\n{item['excerpt']}\n") for item in facts["domains"][0]["representatives"]]
-    return Group(head, table, Text("nearest the centroid", "bold underline"), *lines)
+    return Group(head, table, words, Text("nearest the centroid", "bold underline"), *lines)
 
 
-def _table(facts: dict[str, Any]) -> Table:
+def _table(facts: dict[str, Any], *, with_keywords: bool) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
-    for name in ("domain", "label"):
-        table.add_column(name, no_wrap=name == "domain")
+    table.add_column("domain", no_wrap=True)
+    table.add_column("label", overflow="fold")
     for name in ("documents", "share", "size", "held out", "distance"):
         table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("keywords", overflow="ellipsis", no_wrap=True)
+    if with_keywords:
+        table.add_column("further keywords", overflow="ellipsis", no_wrap=True)
     for item in facts["domains"]:
         distance = item["mean_distance"]
-        table.add_row(
+        cells = [
             item["domain"],
             Text(item["label"]),
             f"{item['documents']:,}",
@@ -93,8 +104,8 @@ def _table(facts: dict[str, Any]) -> Table:
             _size(item["bytes"]),
             f"{item['splits']['heldout']:,}",
             "" if distance is None else f"{distance:.3f}",
-            Text(", ".join(item["keywords"])),
-        )
+        ]
+        table.add_row(*cells, *([Text(", ".join(item["keywords"][3:]))] if with_keywords else []))
     return table
 
 

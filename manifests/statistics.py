@@ -5,7 +5,7 @@ Cost: one footer a file.
 
 import pyarrow.parquet as pq
 
-from lmsplit.manifests.errors import ManifestError
+from lmsplit.manifests.errors import DamagedError
 from lmsplit.manifests.reader import Manifest
 
 
@@ -13,7 +13,7 @@ def splits_by_file(manifest: Manifest) -> dict[str, str]:
     """Return the split of each data file; a file holds one split only.
 
     Raises:
-        ManifestError: a file holds several, or its footer does not say.
+        DamagedError: a file holds several, or its footer does not say.
     """
     return {entry.path: _split(manifest, entry.path) for entry in manifest.data_files()}
 
@@ -26,5 +26,5 @@ def _split(manifest: Manifest, path: str) -> str:
         statistics = metadata.row_group(group).column(column).statistics
         found |= {statistics.min, statistics.max} if statistics else {None}
     if len(found) != 1 or None in found:
-        raise ManifestError(f"{path} should hold one split, found {sorted(map(str, found))}: run lmsplit verify --deep")
+        raise DamagedError(path, f"{path} should hold one split, found {sorted(map(str, found))}: run lmsplit verify --deep")
     return str(found.pop())

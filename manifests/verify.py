@@ -11,32 +11,26 @@ Cost: one footer a file; with `--deep` one read of everything. It changes nothin
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmsplit.manifests import schema
 from lmsplit.manifests.card import render_card
-from lmsplit.manifests.commit import FileEntry, versions
-from lmsplit.manifests.errors import ManifestError
-from lmsplit.manifests.layout import CARD, COMMITS, FOLDERS, commit_path
+from lmsplit.manifests.commit import FileEntry, read_commit, versions
+from lmsplit.manifests.deep import verify_contents
+from lmsplit.manifests.errors import DamagedError
+from lmsplit.manifests.findings import Finding
+from lmsplit.manifests.layout import CARD, FOLDERS, commit_path
 from lmsplit.manifests.reader import Manifest
-from lmsplit.manifests.store import Store, file_sha256, local_path
+from lmsplit.manifests.statistics import splits_by_file
+from lmsplit.manifests.store import file_sha256
 
-
-class Finding(NamedTuple):
-    """One thing that is wrong."""
-
-    code: str
-    where: str
-    expected: str
-    found: str
-    remedy: str
-
-
-_RESTORE = "restore the file from a copy, or make the manifest anew"
+_RESTORE: Final = "restore the file from a copy, or make the manifest anew"
+_REPORT: Final = "make the manifest anew and report this"
 
 
 def verify_manifest(location: str | Path, *, deep: bool = False, sample: int = 1000) -> list[Finding]:
@@ -48,35 +42,38 @@ def verify_manifest(location: str | Path, *, deep: bool = False, sample: int = 1
         sample: with `deep`, how many documents to place again.
 
     Returns:
-        What is wrong; nothing for a sound manifest.
+        What is wrong; nothing for a sound manifest. What the files hold is looked into only once all of them are sound.
 
     Raises:
-        ManifestError: there is no manifest at all.
+        ManifestError: there is nothing to check: no manifest, no such commit, or one of an unknown format version.
     """
     try:
         manifest = Manifest.open(location)
-    except ManifestError as error:
-        if not versions(Store(local_path(str(location).rpartition("@")[0] or str(location)))) and not _is_directory(location):
-            raise
-        return [Finding("commit_damaged", str(location), "a whole commit", str(error), _RESTORE)]
+    except DamagedError as error:
+        return [_damaged(error)]
     findings = list(_files(manifest))
-    broken = {finding.where for finding in findings}
     if deep:
-        findings += _digests(manifest, broken)
-        broken = {finding.where for finding in findings}
-    findings += _footers(manifest, broken)
+        findings += _digests(manifest, {finding.where for finding in findings})
+    findings += _footers(manifest, {finding.where for finding in findings})
     if not findings:
-        findings += _counts(manifest)
-        findings += _card(manifest)
-        if deep:
-            from lmsplit.manifests.deep import verify_contents
-
-            findings += verify_contents(manifest, sample)
+        findings = _contents(manifest, deep, sample)
     return findings + list(_untracked(manifest))
 
 
-def _is_directory(location: str | Path) -> bool:
-    return (local_path(str(location)) / COMMITS).is_dir()
+def _contents(manifest: Manifest, deep: bool, sample: int) -> list[Finding]:
+    findings: list[Finding] = []
+    try:
+        findings += _counts(manifest)
+        findings += _card(manifest)
+        if deep:
+            findings += verify_contents(manifest, sample)
+    except DamagedError as error:
+        findings.append(_damaged(error))
+    return findings
+
+
+def _damaged(error: DamagedError) -> Finding:
+    return Finding("file_damaged", error.path, "the file that was published", str(error), _RESTORE)
 
 
 def _files(manifest: Manifest) -> Iterator[Finding]:
@@ -100,8 +97,11 @@ def _digests(manifest: Manifest, broken: set[str]) -> list[Finding]:
 
 
 def _footers(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
-    keep = pa.schema([(name, schema.type_named(kind)) for name, kind in manifest.body.columns.items()])
-    by_folder = {"data": schema.documents(keep), "domains": schema.DOMAINS, "ids": schema.IDS, "quarantine": schema.QUARANTINE}
+    body = manifest.body
+    keep = pa.schema([(name, schema.type_named(kind)) for name, kind in body.columns.items()])
+    rule = next(entry.sha256 for entry in body.files if entry.path == body.placement)
+    data = schema.documents(keep, placement_sha256=rule)
+    by_folder = {"data": data, "domains": schema.DOMAINS, "ids": schema.IDS, "quarantine": schema.QUARANTINE}
     for entry in manifest.body.files:
         expected = by_folder.get(entry.path.split("/")[0])
         if expected is not None and entry.path not in broken:
@@ -113,21 +113,30 @@ def _footer(manifest: Manifest, entry: FileEntry, expected: pa.Schema) -> Iterat
         metadata = pq.read_metadata(manifest.store.path(entry.path))
         found = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException) as error:
-        yield Finding("footer_damaged", entry.path, "a Parquet footer", str(error), _RESTORE)
+        yield Finding("file_damaged", entry.path, "a Parquet file", str(error), _RESTORE)
         return
     if metadata.num_rows != entry.rows:
         yield Finding("file_rows", entry.path, f"{entry.rows} rows", f"{metadata.num_rows} rows", _RESTORE)
-    if not found.equals(expected):
-        names = [field.name for field in found if field not in list(expected)] or found.names
-        yield Finding("file_schema", entry.path, "the schema of format version 1", f"other columns: {names}", _RESTORE)
+    for expected_field, field in zip_longest(expected, found):
+        if expected_field is None or field is None or field != expected_field:
+            yield Finding("file_schema", entry.path, _described(expected_field), _described(field), _RESTORE)
+            return
+    if (found.metadata or {}) != (expected.metadata or {}):
+        yield Finding("file_metadata", entry.path, str(expected.metadata), str(found.metadata), _RESTORE)
+
+
+def _described(field: pa.Field | None) -> str:
+    if field is None:
+        return "no further column"
+    return f"column {field.name}: {field.type}{'' if field.nullable else ' not null'}"
 
 
 def _counts(manifest: Manifest) -> Iterator[Finding]:
     """The conservation law, and that every table of counts agrees with the files."""
-    body, domains = manifest.body, manifest.domains
+    body, domains, split_of = manifest.body, manifest.domains, splits_by_file(manifest)
     counts = body.counts
     if (other := counts.imbalance()) is not None:
-        yield Finding("conservation", "commit", f"read {counts.read}", f"accounted for {other}", "report this")
+        yield Finding("conservation", "commit", f"read {counts.read}", f"accounted for {other}", _REPORT)
     rows = {folder: sum(e.rows or 0 for e in body.files if e.path.startswith(f"{folder}/")) for folder in FOLDERS}
     aside = [*counts.quarantined.values(), *counts.duplicates.values()]
     published = counts.published.records
@@ -139,24 +148,33 @@ def _counts(manifest: Manifest) -> Iterator[Finding]:
         ("domains", published, sum(domain.documents for domain in domains)),
         ("domains bytes", counts.text_bytes, sum(domain.num_bytes for domain in domains)),
         *((f"split {s}", body.splits.get(s, 0), sum(d.splits[s] for d in domains)) for s in schema.SPLITS),
+        *((f"files of split {s}", body.splits.get(s, 0), _rows_of_split(manifest, split_of, s)) for s in schema.SPLITS),
         *((d.domain, d.documents, sum(e.rows or 0 for e in manifest.data_files(d.domain))) for d in domains),
     ):
         if expected != found:
-            yield Finding("counts", where, str(expected), str(found), "make the manifest anew and report this")
+            yield Finding("counts", where, str(expected), str(found), _REPORT)
+
+
+def _rows_of_split(manifest: Manifest, split_of: dict[str, str], split: str) -> int:
+    return sum(entry.rows or 0 for entry in manifest.data_files() if split_of[entry.path] == split)
 
 
 def _card(manifest: Manifest) -> Iterator[Finding]:
     newest = versions(manifest.store)[-1] == manifest.version
     path = manifest.store.path(CARD)
-    if newest and (not path.is_file() or path.read_text(encoding="utf-8", errors="replace") != render_card(manifest)):
+    if newest and (not path.is_file() or path.read_bytes() != render_card(manifest).encode()):
         yield Finding("card", CARD, "the card of the newest commit", "another text", "run lmsplit publish on it again")
 
 
 def _untracked(manifest: Manifest) -> Iterator[Finding]:
     store = manifest.store
-    known = {entry.path for entry in manifest.body.files} | {commit_path(version) for version in versions(store)}
-    for older in versions(store):
-        known |= {entry.path for entry in Manifest.open(f"{store.root}@{older}").body.files}
+    known = {commit_path(version) for version in versions(store)}
+    for version in versions(store):
+        try:
+            known |= {entry.path for entry in read_commit(store, version)[1].body.files}
+        except DamagedError as error:  # another commit than the one we check; without it we do not know what is tracked
+            yield _damaged(error)
+            return
     for folder in FOLDERS:
         for path in sorted(store.path(folder).rglob("*")):
             name = path.relative_to(store.root).as_posix()
