@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from rich.console import Console
 from rich.table import Table
 
@@ -20,11 +19,10 @@ from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.show import render
 from lmsplit.manifests.store import Store, local_path
 from lmsplit.partition.config import Partition
-from lmsplit.partition.fit import heldout_fraction
 from lmsplit.partition.pipeline import partition as run_partition
 from lmsplit.partition.pipeline import publish_again
 from lmsplit.partition.planning import Plan, make_plan
-from lmsplit.partition.run import Run
+from lmsplit.partition.run import PLAN, Run
 from lmsplit.partition.status import stage_rows
 
 SetOption = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="set one key; may be repeated")]
@@ -49,13 +47,11 @@ def partition(
         return
     commit = run_partition(configuration, plan)
     output = Path(local_path(configuration.output))
-    resolved = yaml.safe_dump(configuration.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
-    (output / WORK).mkdir(exist_ok=True)
-    Store(output).replace(resolved.encode(), f"{WORK}/configuration.yaml")
     if as_json:
         print_json({"manifest": configuration.output, "run_id": commit.body.run_id, "commit": commit.body_sha256})
     else:
-        Console().print(render(Manifest.open(output)))
+        console = Console()
+        console.print(render(Manifest.open(output), width=console.width))
 
 
 def publish(run: RunArgument, as_json: JsonOption = False) -> None:
@@ -90,12 +86,15 @@ def gc(
     manifest: Annotated[str, typer.Argument(metavar="M", help="a manifest's directory")],
     as_json: JsonOption = False,
 ) -> None:
-    """Remove the work files of published runs; an unfinished run keeps its own."""
+    """Remove the work files of published runs, and what killed tasks left; an unfinished run keeps its own."""
     store = Store(local_path(manifest))
+    read_commit(store)  # a directory that is no manifest is an error, not an empty success
     published = {read_commit(store, version)[1].body.run_id for version in versions(store)}
+    folders = [store.path(f"{WORK}/{run_id}") for run_id in sorted(published)]
+    if not {plan.parent.name for plan in store.path(WORK).glob(f"*/{PLAN}")} - published:
+        folders.append(store.path(f"{WORK}/spool"))  # no run is left that could be writing there
     freed = 0
-    for run_id in sorted(published):
-        folder = store.path(f"{WORK}/{run_id}")
+    for folder in folders:
         freed += sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         shutil.rmtree(folder, ignore_errors=True)
     facts = {"runs": len(published), "freed_bytes": freed}
@@ -115,9 +114,9 @@ def find_run(location: str) -> Run:
         ConfigurationError: there is no run, or there are several.
     """
     path = local_path(location).absolute()
-    if path.parent.name == WORK:
+    if path.parent.name == WORK and (path / PLAN).is_file():
         return Run(str(path.parent.parent), path.name)
-    runs = sorted(plan.parent.name for plan in (path / WORK).glob("*/plan.json"))
+    runs = sorted(plan.parent.name for plan in (path / WORK).glob(f"*/{PLAN}"))
     if len(runs) != 1:
         found = ", ".join(runs) or "none (never started, or its work files are removed)"
         raise ConfigurationError(f"{location}: expected one run under {WORK}/, found {found}; name {location}/{WORK}/<run id>")
@@ -133,7 +132,7 @@ def _print_plan(configuration: Partition, plan: Plan, as_json: bool) -> None:
         "units": len(plan.corpus.units),
         "estimated_documents": documents,
         "sample_size": min(configuration.wanted_sample, documents),
-        "heldout_fraction": heldout_fraction(configuration, documents),
+        "heldout_fraction": configuration.heldout_fraction,
         "keep": dict(plan.corpus.keep_types),
         "output": configuration.output,
     }

@@ -53,7 +53,7 @@ class Input(Strict):
     id: str = Field(default="id", min_length=1, description="column with a unique id; a document without one is path:row")
     source: str = Field(default="source", min_length=1, description="column with the source; may be absent")
     group: str | None = Field(default=None, description="column that must not be torn between splits; default: the text")
-    keep: tuple[KeptColumn, ...] = Field(default=(), description="further columns to carry into the manifest")
+    keep: tuple[KeptColumn, ...] = Field(default=(), description="further columns to carry into the manifest, there by name")
 
     @field_validator("paths", mode="before")
     @classmethod

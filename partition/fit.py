@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 
@@ -62,10 +63,9 @@ class Fit:
         planned = Planned(self.run)
         configuration = planned.configuration
         accepted = total(self.run, self.scan, planned.num_units, "accepted")
-        heldout = heldout_fraction(configuration, accepted.records)
-        sample = select_sample(self.run, self.scan, heldout)
+        sample = select_sample(self.run, self.scan)
         if sample.is_empty():
-            raise InputError(f"the input has {accepted.records} usable documents: nothing to cluster. Is the text column right?")
+            raise InputError(_nothing_to_cluster(accepted.records))
         texts = sample["text"].to_list()
         encoder, arrays = lexical.fit(texts, configuration.seed)
         embeddings_ND = encoder.encode(texts)
@@ -77,7 +77,7 @@ class Fit:
         ids = sample["doc_id"].to_list()
         facts = {
             "documents": len(sample),
-            "heldout_fraction": heldout,
+            "heldout_fraction": heldout_fraction(configuration, accepted.records, placed.domain),
             "mean_cosine": clusters.mean_cosine,
             "tier": TIER,
             "labels": [_label(label, [int(usable[i]) for i in label.representatives], ids, texts) for label in labels],
@@ -95,6 +95,15 @@ class Fit:
         return {"files": entries, "placement": entries[1]["path"], "placement_sha256": entries[1]["sha256"]}
 
 
+def _nothing_to_cluster(num_documents: int) -> str:
+    if num_documents:
+        return (
+            f"all {num_documents} usable documents are in groups that may be held out: set heldout_fraction: 0, "
+            "or name a group column with more groups"
+        )
+    return "the input has 0 usable documents: nothing to cluster. Is the text column right?"
+
+
 def _label(label: Any, representatives: list[int], ids: list[str], texts: list[str]) -> dict[str, Any]:
     return {
         "label": label.label,
@@ -109,15 +118,19 @@ def total(run: Run, stage: str, num_tasks: int, key: str) -> Amount:
     return sum((Amount.model_validate(receipt[key]) for receipt in run.receipts(stage, num_tasks)), Amount())
 
 
-def heldout_fraction(configuration: Partition, num_documents: int) -> float:
-    """Return the share to hold out: as configured, but at least 200 documents expected per domain, at most a tenth.
+def heldout_fraction(configuration: Partition, num_documents: int, domain_N: npt.NDArray[np.int64]) -> float:
+    """Return the share to hold out: as configured, but at least 200 documents expected of each domain, at most a tenth.
 
-    A configured 0 holds nothing out.
+    Args:
+        configuration: its `heldout_fraction`; 0 holds nothing out.
+        num_documents: of the corpus.
+        domain_N: the sample's domains; the smallest one's share decides.
     """
     if configuration.heldout_fraction == 0:
         return 0.0
-    needed = MIN_HELDOUT_PER_DOMAIN * configuration.domains / max(num_documents, 1)
-    return min(MAX_HELDOUT_FRACTION, max(configuration.heldout_fraction, needed))
+    smallest = np.bincount(domain_N, minlength=configuration.domains).min() / len(domain_N)
+    needed = MIN_HELDOUT_PER_DOMAIN / max(num_documents * smallest, 1)
+    return float(min(MAX_HELDOUT_FRACTION, max(configuration.heldout_fraction, needed)))
 
 
 def sample_is_short(run: Run, scan: str) -> bool:
@@ -129,8 +142,11 @@ def sample_is_short(run: Run, scan: str) -> bool:
     return bool(proposed < min(1.2 * planned.configuration.wanted_sample, accepted.records))
 
 
-def select_sample(run: Run, scan: str, heldout: float) -> pl.DataFrame:
-    """Return the clustering sample, by rising hash: no duplicate, nothing held out, at most as many as wanted."""
+def select_sample(run: Run, scan: str) -> pl.DataFrame:
+    """Return the clustering sample, by rising hash: no repeated id, nothing that may be held out, at most as many as wanted.
+
+    How much is held out is known only after the fit, so all that could be, a tenth at most, stays out of the sample.
+    """
     planned = Planned(run)
     receipts = run.receipts(scan, planned.num_units)
     tables = [run.table(receipt, "sample") for receipt in receipts if "sample" in receipt["pieces"]]
@@ -138,6 +154,7 @@ def select_sample(run: Run, scan: str, heldout: float) -> pl.DataFrame:
         return pl.DataFrame(schema={"doc_id": pl.String, "text": pl.String})
     frame = pl.from_arrow(pa.concat_tables(tables))
     assert isinstance(frame, pl.DataFrame)
-    kept = frame.filter(~pl.Series(chosen(frame["heldout_hash"].to_numpy(), heldout)))
+    reserved = MAX_HELDOUT_FRACTION if planned.configuration.heldout_fraction else 0.0
+    kept = frame.filter(~pl.Series(chosen(frame["heldout_hash"].to_numpy(), reserved)))
     kept = kept.join(losers(run), on=["unit", "ordinal"], how="anti")
     return kept.sort("sample_hash", "unit", "ordinal").head(planned.configuration.wanted_sample)

@@ -57,13 +57,16 @@ def fit(texts: Sequence[str], seed: int) -> tuple[LexicalEncoder, dict[str, npt.
     idf_B[documents_B < min(MIN_DOCUMENTS, len(texts))] = 0
     weights = (1 + np.log(counts)) * idf_B[buckets]
     matrix_NB = _unit_rows(sparse.csr_matrix((weights, buckets, offsets), shape=(len(texts), NUM_BUCKETS)))
-    dimensions = min(DIMENSIONS, len(texts))
-    with threadpool_limits(1):
-        _, singular_D, right_DB = randomized_svd(matrix_NB, dimensions, n_iter=4, random_state=_small(seed))
-    kept = singular_D > singular_D[0] * 1e-6
-    if not kept.any():
+    used = np.flatnonzero((idf_B > 0) & (documents_B > 0))
+    if not used.size:
         raise InputError("no two documents of the sample share a word: nothing to cluster by. Is the text column right?")
-    projection_BD = (right_DB[kept] * singular_D[kept, None] ** SINGULAR_POWER).T
+    with threadpool_limits(1):  # without the empty columns: a small sample fills few of them
+        _, singular_D, right_DU = randomized_svd(
+            matrix_NB[:, used], min(DIMENSIONS, len(texts), used.size), n_iter=4, random_state=_small(seed)
+        )
+    kept = singular_D > singular_D[0] * 1e-6
+    projection_BD = np.zeros((NUM_BUCKETS, int(kept.sum())))
+    projection_BD[used] = (right_DU[kept] * singular_D[kept, None] ** SINGULAR_POWER).T
     arrays: dict[str, npt.NDArray[Any]] = {
         "stop_words": stop_words(),
         "idf_B": idf_B.astype(np.float32),

@@ -23,11 +23,15 @@ configuration
 Every arrow is a set of receipts in the run's folder, so the same command goes on where it was cut off.
 """
 
+import errno
 import logging
+import os
 from typing import Final
 
+from lmsplit.manifests.card import write_card
 from lmsplit.manifests.commit import Commit, read_commit, versions
 from lmsplit.manifests.errors import ConflictError, LmsplitError
+from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.store import Store, local_path
 from lmsplit.partition.config import Partition
 from lmsplit.partition.engine import run_stage
@@ -42,6 +46,8 @@ from lmsplit.partition.scan import Scan
 
 MAX_WIDENINGS: Final = 16
 """4^16 times the first threshold: the whole corpus, whatever the estimate was."""
+
+_NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 _log = logging.getLogger(__name__)
 
@@ -59,16 +65,26 @@ def partition(configuration: Partition, plan: Plan | None = None) -> Commit:
     Raises:
         InputError: the input is bad past its limit.
         ConflictError: the output holds the manifest of another run.
+        LmsplitError: the output has no room, or a worker was killed; the same call goes on where it ended.
     """
     plan = plan or make_plan(configuration)
     output = str(local_path(configuration.output).absolute())
     published = existing_commit(Store(local_path(output)), plan.run_id)
     if published:
         _log.info("run %s is published already", plan.run_id)
+        write_card(Manifest.open(output))  # a kill right after the commit leaves none
         return published
     run = Run(output, plan.run_id)
-    run.start(plan.content, plan.here)
-    return resume(run)
+    try:
+        run.start(plan.content, plan.here)
+        run.write_configuration(configuration.model_dump(mode="json"))
+        return resume(run)
+    except OSError as error:
+        if error.errno not in _NO_ROOM:
+            raise
+        raise LmsplitError(
+            f"{output}: {os.strerror(error.errno)}. Nothing is lost: make room there and run the same command again"
+        ) from error
 
 
 def existing_commit(store: Store, run_id: str) -> Commit | None:

@@ -28,10 +28,10 @@ from lmsplit.manifests.commit import Amount
 from lmsplit.manifests.errors import InputError
 from lmsplit.manifests.layout import domain_name
 from lmsplit.manifests.placement import PLACED_BY_CENTROIDS, Encoder, PlacementFiles, PlacementRule, is_unit, parse_rule
-from lmsplit.partition.corpus import Batch
 from lmsplit.partition.hashing import chosen
 from lmsplit.partition.ids import losers
 from lmsplit.partition.planning import Planned
+from lmsplit.partition.records import Batch
 from lmsplit.partition.run import Run
 from lmsplit.partition.scan import add_amounts, amounts_by_reason, concatenated, heldout_hashes
 

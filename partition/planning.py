@@ -14,8 +14,11 @@ from typing import Any, Final
 
 from lmsplit.manifests.errors import InputError
 from lmsplit.partition.config import Partition
-from lmsplit.partition.corpus import Batch, Columns, Corpus, Limits, Segment, WorkUnit, read_unit, survey
+from lmsplit.partition.corpus import Corpus, survey
+from lmsplit.partition.reading import read_unit
+from lmsplit.partition.records import Batch, Columns, Limits
 from lmsplit.partition.run import Run, run_id
+from lmsplit.partition.units import Segment, WorkUnit
 
 DETERMINING: Final = ("lmsplit", "numpy", "pyarrow", "scipy", "scikit-learn", "faiss-cpu", "zstandard", "orjson")
 

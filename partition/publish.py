@@ -63,6 +63,7 @@ def publish(run: Run, scan: str) -> Commit:
         columns=dict(planned.keep),
         counts=counts,
         splits=_splits(shards),
+        heldout_fraction=fit["heldout_fraction"],
         software=run.plan["software"],
         tier=fit["tier"],
     )

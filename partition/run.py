@@ -4,6 +4,7 @@
 <manifest>/_work/<run id>/
   plan.json                      what determines content; the same bytes are published as plans/<sha>.json
   here.json                      where things are on this machine (input root, workers); determines nothing
+  configuration.yaml             the resolved configuration, for people
   <stage>/00012.json             receipt of task 12: written last, create-only, the first one wins
   <stage>/00012-<name>-<sha>     the pieces that the receipt names
 ```
@@ -21,6 +22,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 from lmsplit.manifests.commit import canonical, digest
 from lmsplit.manifests.errors import LmsplitError
@@ -29,6 +31,7 @@ from lmsplit.manifests.store import Store, file_sha256
 
 PLAN = "plan.json"
 HERE = "here.json"
+CONFIGURATION = "configuration.yaml"
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,11 @@ class Run:
         self.store.put_bytes(canonical(plan) + b"\n", self._name(PLAN))
         assert self.plan == plan, "a run id names one plan"
         self.store.replace(canonical(here) + b"\n", self._name(HERE))
+
+    def write_configuration(self, configuration: dict[str, Any]) -> None:
+        """Write the resolved configuration, for people; no stage reads it."""
+        resolved = yaml.safe_dump(configuration, sort_keys=False, allow_unicode=True)
+        self.store.replace(resolved.encode(), self._name(CONFIGURATION))
 
     def _name(self, name: str) -> str:
         return f"{work_path(self.run_id)}/{name}"

@@ -22,10 +22,10 @@ import pyarrow.parquet as pq
 
 from lmsplit.manifests.commit import Amount
 from lmsplit.manifests.schema import QUARANTINE
-from lmsplit.partition.corpus import Batch
 from lmsplit.partition.hashing import chosen, id_hashes, keyed_hashes
 from lmsplit.partition.lexical import MAX_CHARACTERS
 from lmsplit.partition.planning import Planned
+from lmsplit.partition.records import Batch
 from lmsplit.partition.run import Run
 
 SAMPLE = pa.schema(

@@ -34,15 +34,18 @@ def _num_shards(run: Run) -> int | None:
 
 def _row(run: Run, stage: str, num_tasks: int | None) -> dict[str, Any]:
     done = sorted(run.done(stage))
-    documents = sum(int(run.receipt(stage, task)["documents"]) for task in done)
-    times = sorted((run.folder(stage) / f"{task:05d}.json").stat().st_mtime for task in done)
-    elapsed = times[-1] - times[0] if times else 0.0
+    documents = {task: int(run.receipt(stage, task)["documents"]) for task in done}
+    times = {task: (run.folder(stage) / f"{task:05d}.json").stat().st_mtime for task in done}
+    # The clock starts with the first receipt: when the work on that one began is not known.
+    first = min(times, key=lambda task: times[task], default=None)
+    elapsed = max(times.values()) - times[first] if first is not None else 0.0
+    since = sum(documents.values()) - documents[first] if first is not None else 0
     left = None if num_tasks is None else num_tasks - len(done)
     return {
         "stage": stage,
         "tasks_done": len(done),
         "tasks": num_tasks,
-        "documents": documents,
-        "documents_per_s": round(documents / elapsed, 1) if elapsed > 0 else None,
-        "remaining_s": round(elapsed / len(done) * left, 1) if left and done else (0.0 if left == 0 else None),
+        "documents": sum(documents.values()),
+        "documents_per_s": round(since / elapsed, 1) if elapsed > 0 else None,
+        "remaining_s": round(elapsed / (len(done) - 1) * left, 1) if left and elapsed > 0 else (0.0 if left == 0 else None),
     }

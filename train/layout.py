@@ -3,11 +3,11 @@
 Imports nothing heavy, so that routing needs no torch.
 """
 
-import json
 from pathlib import Path
 from typing import Final
 
 from lmsplit.manifests.errors import ManifestError
+from lmsplit.manifests.reader import placement_origin
 
 SEED: Final = "seed"
 EXPERTS: Final = "experts"
@@ -20,8 +20,7 @@ def placement_manifest(output: Path) -> str:
     Raises:
         ManifestError: there is no copy.
     """
-    path = output / PLACEMENT / "placement-index.json"
     try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["manifest"])
-    except (OSError, ValueError, KeyError) as error:
-        raise ManifestError(f"{output} is no training output ({path}: {error}): run lmsplit train first") from error
+        return placement_origin(output / PLACEMENT)
+    except ManifestError as error:
+        raise ManifestError(f"{output} is no training output ({error}): run lmsplit train first") from error
