@@ -41,7 +41,7 @@ expert: {{tokens: {expert_tokens}}}
 """
 PROMPTS = (
     "Compute the shortest path between two nodes of a weighted graph",
-    "Read a CSV file into a data frame and group the rows by a column",
+    "Join two DataFrames on a column and filter the rows of the result",
 )
 
 
@@ -104,8 +104,8 @@ def main() -> None:
     parser.add_argument("--corpus", help="your own text: Parquet or JSONL with a text column (file, glob or directory)")
     parser.add_argument("--output", default="quickstart-output", help="directory for all that is made")
     parser.add_argument("--domains", type=int, default=6)
-    parser.add_argument("--seed-tokens", type=int, default=1_500_000)
-    parser.add_argument("--expert-tokens", type=int, default=200_000)
+    parser.add_argument("--seed-tokens", type=int, default=800_000)
+    parser.add_argument("--expert-tokens", type=int, default=100_000)
     arguments = parser.parse_args()
     started = time.monotonic()
     output = Path(arguments.output)

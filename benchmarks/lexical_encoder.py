@@ -1,8 +1,8 @@
 """What the lexical encoder's constants are worth: V-measure against labels, one constant changed at a time.
 
-10,000 random documents are encoded and clustered by this project's own k-means (k = number of labels), 20,000 others are placed; V-measure
-of their domains against the labels, mean and range over three seeds. `sklearn` is scikit-learn's KMeans (10 starts) on the same vectors.
-Takes about 15 minutes on 2 cores.
+10,000 random documents are encoded and clustered by this project's own k-means (k = number of labels), 20,000 others are placed;
+V-measure of their domains against the labels, mean and range over three seeds. `sklearn` is scikit-learn's KMeans with 10 starts
+on the same vectors. Takes about 15 minutes on 2 cores.
 """
 
 import argparse

@@ -1,8 +1,8 @@
 """How well and how fast `encoder: lexical` partitions a labelled corpus, beside scikit-learn's k-means on the same vectors.
 
 For each seed: the real command with 2 workers (wall seconds, documents/s), `verify --deep`, then V-measure of the published
-domains against the labels. Beside it scikit-learn's KMeans on the same vectors (those of the manifest's own encoder): fitted on the
-clustering sample's size of random documents and on all documents, k-means++ with 10 starts. Takes about 3 minutes on 2 cores.
+domains against the labels. Beside it scikit-learn's KMeans (k-means++, 10 starts) on the same vectors, those of the manifest's
+own encoder: fitted on as many random documents as the clustering sample has, and on all. Takes about 3 minutes on 2 cores.
 """
 
 import argparse

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+
 from quickstart import MIN_CHARACTERS, docstrings
 
 ROOT = Path(__file__).parent.parent
