@@ -1,0 +1,59 @@
+"""Small stages for the tests of the engine; in a module of their own, so that worker processes can import them."""
+
+import os
+import signal
+import time
+from dataclasses import dataclass
+
+from lmsplit.manifests.errors import InputError
+from lmsplit.partition.run import Run
+
+
+@dataclass(frozen=True)
+class Counting:
+    """Does nothing but leave receipts; each says which process did it."""
+
+    run: Run
+    num_tasks: int = 5
+    name: str = "counting"
+
+    def do(self, task: int) -> None:
+        self.run.finish(self.name, task, {}, {"documents": 10, "pid": os.getpid()})
+
+
+@dataclass(frozen=True)
+class Failing(Counting):
+    """Fails at task 3 as bad input would."""
+
+    def do(self, task: int) -> None:
+        if task == 3:
+            raise InputError("record 17 is bad")
+        super().do(task)
+
+
+@dataclass(frozen=True)
+class Forgetful(Counting):
+    """Leaves no receipt of task 2."""
+
+    def do(self, task: int) -> None:
+        if task != 2:
+            super().do(task)
+
+
+@dataclass(frozen=True)
+class Dying(Counting):
+    """Is killed at task 1, as by a kernel short of memory."""
+
+    def do(self, task: int) -> None:
+        if task == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().do(task)
+
+
+@dataclass(frozen=True)
+class Slow(Counting):
+    """Takes its time."""
+
+    def do(self, task: int) -> None:
+        time.sleep(0.4)
+        super().do(task)

@@ -1,0 +1,102 @@
+"""Spherical k-means: by hand, against scikit-learn, and the same whatever surrounds it."""
+
+import faiss
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.cluster import KMeans
+
+from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.partition.cluster import num_restarts, spherical_kmeans
+
+Vectors = npt.NDArray[np.float32]
+
+
+def at(*degrees: float) -> Vectors:
+    """Unit vectors of the plane."""
+    angles = np.radians(degrees)
+    return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def unit(rows: Vectors) -> Vectors:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def blobs(seed: int, num_points: int, dimensions: int) -> Vectors:
+    generator = np.random.default_rng(seed)
+    centres = generator.normal(size=(4, dimensions))
+    noise = generator.normal(size=(num_points, dimensions))
+    return unit(centres[generator.integers(4, size=num_points)] + 0.5 * noise).astype(np.float32)
+
+
+def mean_cosine(points_ND: Vectors, centroids_KD: Vectors) -> float:
+    return float((points_ND @ unit(centroids_KD).T).max(axis=1).mean())
+
+
+def test_two_pairs_have_their_bisectors_as_centroids() -> None:
+    found = spherical_kmeans(at(0, 10, 90, 100), 2, seed=0)
+    centroids = found.centroids_KD[np.argsort(found.centroids_KD[:, 1])]
+    np.testing.assert_allclose(centroids, at(5, 95), atol=1e-6)
+    assert found.mean_cosine == pytest.approx(np.cos(np.radians(5)), abs=1e-6)
+
+
+def test_duplicates_weigh_as_often_as_they_stand_there() -> None:
+    found = spherical_kmeans(at(*[0] * 9, 60), 1, seed=0)
+    expected = unit((9 * at(0) + at(60)).astype(np.float32))
+    np.testing.assert_allclose(found.centroids_KD, expected, atol=1e-6)
+
+
+def test_domains_are_numbered_by_falling_size() -> None:
+    found = spherical_kmeans(at(0, 90, 91, 92, 180, 181), 3, seed=0)
+    np.testing.assert_allclose(found.centroids_KD, at(91, 180.5, 0), atol=1e-6)
+
+
+def test_every_document_is_its_own_centroid_when_there_are_as_many_domains() -> None:
+    found = spherical_kmeans(at(0, 90, 180, 270), 4, seed=0)
+    assert found.mean_cosine == pytest.approx(1, abs=1e-6)
+
+
+@settings(max_examples=25, derandomize=True, deadline=None)
+@given(st.integers(0, 10**6), st.integers(30, 120), st.integers(2, 8), st.integers(1, 6))
+def test_objective_is_never_worse_than_one_start_of_scikit_learn(seed: int, num_points: int, dimensions: int, k: int) -> None:
+    points = blobs(seed, num_points, dimensions)
+    found = spherical_kmeans(points, k, seed)
+    reference = KMeans(k, init="k-means++", n_init=1, random_state=seed).fit(points).cluster_centers_
+    assert found.mean_cosine >= mean_cosine(points, reference.astype(np.float32)) - 1e-6
+    assert found.mean_cosine == pytest.approx(mean_cosine(points, found.centroids_KD), abs=1e-6)
+    np.testing.assert_allclose(np.linalg.norm(found.centroids_KD, axis=1), 1, atol=1e-6)
+    sizes = np.bincount((points @ found.centroids_KD.T).argmax(axis=1), minlength=k)
+    assert (np.diff(sizes) <= 0).all()
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_result_is_the_same_to_the_bit_for_any_number_of_threads_outside(threads: int) -> None:
+    points = blobs(1, 500, 16)
+    expected = spherical_kmeans(points, 5, seed=9)
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        found = spherical_kmeans(points, 5, seed=9)
+        assert faiss.omp_get_max_threads() == threads
+    finally:
+        faiss.omp_set_num_threads(before)
+    assert found.centroids_KD.tobytes() == expected.centroids_KD.tobytes()
+    assert found.mean_cosine == expected.mean_cosine
+
+
+def test_seed_decides_between_equally_good_clusterings() -> None:
+    ring = at(*range(0, 360, 10))
+    results = {spherical_kmeans(ring, 3, seed).centroids_KD.tobytes() for seed in range(4)}
+    assert len(results) > 1
+
+
+def test_more_domains_than_different_documents_is_refused() -> None:
+    with pytest.raises(ConfigurationError, match="domains: 3, but the sample has only 2 different documents: set domains to 2"):
+        spherical_kmeans(at(0, 0, 90, 90), 3, seed=0)
+
+
+@pytest.mark.parametrize(("domains", "restarts"), [(1, 32), (12, 32), (13, 30), (400, 1), (100_000, 1)])
+def test_restarts_fall_with_the_number_of_domains(domains: int, restarts: int) -> None:
+    assert num_restarts(domains) == restarts

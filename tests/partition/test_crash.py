@@ -1,0 +1,166 @@
+"""Kills, lost workers and full disks: the same command again ends with the same bytes as an undisturbed run."""
+
+import os
+import random
+import resource
+import secrets
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from lmsplit.manifests.verify import verify_manifest
+from tests.partition.corpora import topical, tree, write
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
+
+LMSPLIT = str(Path(sys.executable).parent / "lmsplit")
+KILLS = 10
+
+
+class Undisturbed(NamedTuple):
+    """A run that nothing disturbed: its input, its bytes, how long it took, and what it takes on the disk."""
+
+    corpus: Path
+    tree: dict[str, bytes]
+    elapsed_s: float
+    num_receipts: int
+    disk_bytes: int
+    largest_bytes: int
+
+
+def command(corpus: Path, output: Path) -> list[str]:
+    """The command of a run with two workers; the configuration is written beside the output."""
+    config = output.with_suffix(".yaml")
+    config.write_text(
+        f"input: {{paths: {corpus}, group: group}}\noutput: {output}\ndomains: 3\nexecutor: {{workers: 2}}\n"
+        "duplicate_ids: quarantine\n"
+    )
+    return [LMSPLIT, "partition", str(config), "--json"]
+
+
+def run(corpus: Path, output: Path, **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(corpus, output), capture_output=True, text=True, check=False, timeout=300, **options)
+
+
+def ends_like(output: Path, undisturbed: Undisturbed) -> None:
+    """Run the command to its end: the bytes are those of the undisturbed run, and every check is clean."""
+    done = run(undisturbed.corpus, output)
+    assert done.returncode == 0, done.stderr
+    assert tree(output) == undisturbed.tree
+    assert verify_manifest(output, deep=True) == []
+
+
+def failed_clearly(returncode: int, stderr: str, message: str) -> None:
+    assert returncode == 1, stderr
+    assert "Traceback" not in stderr, stderr
+    last = stderr.splitlines()[-1]
+    assert last.startswith("lmsplit: "), stderr
+    assert message in last, stderr
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    directory = tmp_path_factory.mktemp("crash")
+    documents = topical(1600, words=300)
+    for index in range(4):
+        write(directory / "in" / f"{index}.jsonl", [*documents[400 * index : 400 * index + 400], documents[0]])
+    started = time.monotonic()
+    done = run(directory / "in", directory / "manifest")
+    elapsed_s = time.monotonic() - started
+    assert done.returncode == 0, done.stderr
+    sizes = [path.stat().st_size for path in (directory / "manifest").rglob("*") if path.is_file() and path.stat().st_nlink == 1]
+    receipts = num_receipts(directory / "manifest")
+    return Undisturbed(directory / "in", tree(directory / "manifest"), elapsed_s, receipts, sum(sizes), max(sizes))
+
+
+def num_receipts(output: Path) -> int:
+    return len(list(output.glob("_work/*/*/?????.json")))
+
+
+def test_killed_run_ends_with_the_same_bytes_at_ten_random_moments(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    seed = secrets.randbits(32)
+    generator = random.Random(seed)
+    where = []
+    for kill in range(KILLS):
+        # Moments are spread over the receipts, not over the clock: a busy machine would put half of them before the start.
+        wanted = int(undisturbed.num_receipts * (kill + generator.random()) / KILLS)
+        delay_s = generator.uniform(0, 0.4 if wanted else undisturbed.elapsed_s / 2)
+        output = tmp_path / f"manifest-{kill}"
+        process = subprocess.Popen(
+            command(undisturbed.corpus, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+        )
+        while process.poll() is None and num_receipts(output) < wanted:
+            time.sleep(0.005)
+        time.sleep(delay_s)
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        where.append((process.wait() == -signal.SIGKILL, num_receipts(output)))
+        sys.stdout.write(f"seed {seed}: killed, receipts then: {where[-1]}, of {undisturbed.num_receipts}\n")
+        ends_like(output, undisturbed)
+        shutil.rmtree(output)
+    assert sum(killed for killed, _ in where) >= KILLS - 2, where
+    assert len({receipts for killed, receipts in where if killed}) >= 4, where
+
+
+def workers_of(process: subprocess.Popen[str]) -> Iterator[int]:
+    """The worker processes: children of the fork server, which is a child of the command."""
+    parent_of = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            parent_of[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+        except (FileNotFoundError, ProcessLookupError):
+            continue
+    own = {pid for pid, parent in parent_of.items() if parent == process.pid}
+    return (pid for pid, parent in parent_of.items() if parent in own)
+
+
+def test_killed_worker_ends_the_command_soon_with_a_clear_error(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    output = tmp_path / "manifest"
+    process = subprocess.Popen(
+        command(undisturbed.corpus, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    victim = None
+    while victim is None and process.poll() is None:
+        victim = next(workers_of(process), None)
+        time.sleep(0.01)
+    assert victim is not None, "the run ended before a worker was seen"
+    os.kill(victim, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=30)
+    failed_clearly(process.returncode, stderr, "a worker process was killed (out of memory?): nothing is lost")
+    ends_like(output, undisturbed)
+
+
+@pytest.mark.parametrize("fraction", [0.05, 0.5, 0.95])
+def test_full_disk_is_a_clear_error_and_a_rerun_completes(undisturbed: Undisturbed, tmp_path: Path, fraction: float) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = int(undisturbed.disk_bytes * fraction)
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(disk)], check=False, capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a small disk; the file size limit is tested instead")
+    try:
+        done = run(undisturbed.corpus, disk / "manifest")
+        failed_clearly(done.returncode, done.stderr, f"{disk}/manifest: No space left on device. Nothing is lost: make room")
+        assert not (disk / "manifest" / "commits").exists()
+        subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
+        ends_like(disk / "manifest", undisturbed)
+    finally:
+        subprocess.run(["umount", str(disk)], check=True)
+
+
+def test_file_that_cannot_grow_is_a_clear_error_and_a_rerun_completes(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    limit = undisturbed.largest_bytes // 2
+
+    def limited() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    done = run(undisturbed.corpus, tmp_path / "manifest", preexec_fn=limited)
+    failed_clearly(done.returncode, done.stderr, f"{tmp_path}/manifest: File too large. Nothing is lost")
+    ends_like(tmp_path / "manifest", undisturbed)

@@ -1,0 +1,82 @@
+"""The plan: what names a run, and what does not."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from lmsplit.manifests.errors import InputError
+from lmsplit.partition.planning import Planned, make_plan, software
+from lmsplit.partition.run import Run
+from tests.partition.corpora import configuration, topical, write
+
+
+@pytest.fixture
+def corpus(tmp_path: Path) -> Path:
+    write(tmp_path / "in" / "a.jsonl", topical(20))
+    write(tmp_path / "in" / "b.parquet", topical(20, first=20))
+    return tmp_path / "in"
+
+
+def test_run_id_ignores_place_workers_and_output(corpus: Path, tmp_path: Path) -> None:
+    first = make_plan(configuration(corpus, tmp_path / "one")).run_id
+    corpus.rename(tmp_path / "moved")
+    pattern = {"paths": str(tmp_path / "moved" / "*"), "group": "group"}
+    assert make_plan(configuration(corpus, tmp_path / "two", input=pattern, executor={"workers": 7})).run_id == first
+
+
+@pytest.mark.parametrize("key", ["domains", "seed", "sample_size", "heldout_fraction", "max_bad_fraction", "shard_size"])
+def test_run_id_follows_every_key_that_determines_content(corpus: Path, tmp_path: Path, key: str) -> None:
+    value = {"heldout_fraction": 0.05, "max_bad_fraction": 0.05, "shard_size": 2**21}.get(key, 5)
+    plain = make_plan(configuration(corpus, tmp_path / "out"))
+    assert make_plan(configuration(corpus, tmp_path / "out", **{key: value})).run_id != plain.run_id
+
+
+def test_run_id_follows_content_names_and_software(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def run_id() -> str:
+        return make_plan(configuration(corpus, tmp_path / "out")).run_id
+
+    seen = [run_id()]
+    monkeypatch.setattr("lmsplit.partition.planning.software", lambda: software() | {"numpy": "0"})
+    seen.append(run_id())
+    (corpus / "b.parquet").rename(corpus / "c.parquet")
+    seen.append(run_id())
+    with (corpus / "a.jsonl").open("a") as stream:
+        stream.write(" ")
+    seen.append(run_id())
+    assert len(set(seen)) == 4
+
+
+def test_plan_writes_nothing_and_counts_what_it_reads(corpus: Path, tmp_path: Path) -> None:
+    seen: list[int] = []
+    plan = make_plan(configuration(corpus, tmp_path / "out"), seen.append)
+    assert sum(seen) == sum(path.stat().st_size for path in corpus.iterdir())
+    assert plan.corpus.estimated_documents == 40
+    assert not (tmp_path / "out").exists()
+
+
+def test_configuration_is_read_back_from_the_plan(corpus: Path, tmp_path: Path) -> None:
+    asked = configuration(corpus, tmp_path / "out", seed=3, sample_size=77)
+    plan = make_plan(asked)
+    run = Run(str(tmp_path / "out"), plan.run_id)
+    run.start(plan.content, plan.here)
+    assert Planned(run).configuration == asked
+    assert sum(batch.num_records for batch in Planned(run).read(0)) == 40
+
+
+def test_changed_file_is_refused_before_a_record_is_read(corpus: Path, tmp_path: Path) -> None:
+    plan = make_plan(configuration(corpus, tmp_path / "out"))
+    run = Run(str(tmp_path / "out"), plan.run_id)
+    run.start(plan.content, plan.here)
+    os.utime(corpus / "b.parquet", (0, 0))
+    with pytest.raises(InputError, match=r"b.parquet changed after it was planned: run the same command again to plan it anew"):
+        next(Planned(run).read(0))
+
+
+def test_file_that_is_gone_is_named(corpus: Path, tmp_path: Path) -> None:
+    plan = make_plan(configuration(corpus, tmp_path / "out"))
+    run = Run(str(tmp_path / "out"), plan.run_id)
+    run.start(plan.content, plan.here)
+    (corpus / "b.parquet").unlink()
+    with pytest.raises(InputError, match=r"b.parquet cannot be read any more \(No such file or directory\): restore it"):
+        list(Planned(run).read(0))
