@@ -5,7 +5,7 @@
 a text again with the base install.
 
 ```
-text ─cut─► lower case ─► words ─CRC-32─► minus stop words ─► + pairs of neighbours ─► buckets
+text ─cut─► lower case ─► words ─CRC-32─► + pairs of neighbours ─► buckets
      ─► (1 + ln count)·idf ─► · projection ─► unit length
 ```
 
@@ -41,19 +41,16 @@ class LexicalFeatures:
     Args:
         num_buckets: size B of the feature space; a power of two.
         max_characters: only the text's first so many characters are read.
-        stop_words: sorted CRC-32 values (uint32) of words to leave out.
     """
 
-    def __init__(self, num_buckets: int, max_characters: int, stop_words: npt.NDArray[np.uint32]) -> None:
+    def __init__(self, num_buckets: int, max_characters: int) -> None:
         self.num_buckets = num_buckets
         self.max_characters = max_characters
-        self._stop_words = frozenset(stop_words.tolist())
 
     def _hashes(self, text: str) -> list[int]:
         data = text[: self.max_characters].lower().encode()
-        words = [value for value in map(zlib.crc32, _WORD.findall(data)) if value not in self._stop_words]
-        # A text without one word (only punctuation, or stop words) still has a place: its visible bytes.
-        return words or [zlib.crc32(byte) for byte in _VISIBLE.findall(data)]
+        # A text without one word (only punctuation, or single letters) still has a place: its visible bytes.
+        return list(map(zlib.crc32, _WORD.findall(data) or _VISIBLE.findall(data)))
 
     def count(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
         """Count the features of texts.
@@ -127,7 +124,7 @@ def build(description: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> E
 
     Args:
         description: the rule's `encoder` entry.
-        arrays: its arrays (`stop_words`, `idf_B`, `projection_BD` for the lexical one).
+        arrays: its arrays (`idf_B`, `projection_BD` for the lexical one).
 
     Raises:
         ManifestError: the kind is unknown to this version, or an array is missing or misshapen.
@@ -136,13 +133,13 @@ def build(description: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> E
     if (kind, version) != (LEXICAL, 1):
         raise ManifestError(f"this manifest was placed by encoder {kind!r} version {version}: it needs a later lmsplit")
     try:
-        features = LexicalFeatures(description["num_buckets"], description["max_characters"], arrays["stop_words"])
+        features = LexicalFeatures(description["num_buckets"], description["max_characters"])
         idf_B, projection_BD = arrays["idf_B"], arrays["projection_BD"]
     except KeyError as error:
         raise ManifestError(f"the placement rule lacks {error} of its lexical encoder") from error
-    kinds = tuple(str(array.dtype) for array in (arrays["stop_words"], idf_B, projection_BD))
-    if kinds != ("uint32", "float32", "float16"):
-        raise ManifestError(f"the lexical encoder's arrays have types {kinds}: expected uint32, float32, float16")
+    kinds = tuple(str(array.dtype) for array in (idf_B, projection_BD))
+    if kinds != ("float32", "float16"):
+        raise ManifestError(f"the lexical encoder's arrays have types {kinds}: expected float32, float16")
     if idf_B.shape != (features.num_buckets,) or projection_BD.shape != (features.num_buckets, description["dimensions"]):
         raise ManifestError(f"the lexical encoder's arrays have shapes {idf_B.shape} and {projection_BD.shape}")
     return LexicalEncoder(features, idf_B, projection_BD)

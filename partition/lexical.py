@@ -6,14 +6,12 @@ that the same sample gives the same projection (multi-threaded BLAS adds in anot
 This does *not* encode: `lmsplit.manifests.encoder` does, from the arrays made here.
 """
 
-import zlib
 from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sparse
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
@@ -32,11 +30,6 @@ MIN_DOCUMENTS: Final = 2
 """A bucket seen in fewer sample documents says nothing of what documents share."""
 
 
-def stop_words() -> npt.NDArray[np.uint32]:
-    """Return the sorted CRC-32 values of scikit-learn's English stop words."""
-    return np.array(sorted(zlib.crc32(word.encode()) for word in ENGLISH_STOP_WORDS), dtype=np.uint32)
-
-
 def fit(texts: Sequence[str], seed: int) -> tuple[LexicalEncoder, dict[str, npt.NDArray[Any]]]:
     """Fit the lexical encoder.
 
@@ -50,7 +43,7 @@ def fit(texts: Sequence[str], seed: int) -> tuple[LexicalEncoder, dict[str, npt.
     Raises:
         InputError: no two texts share a word, so there is nothing to cluster by.
     """
-    features = LexicalFeatures(NUM_BUCKETS, MAX_CHARACTERS, stop_words())
+    features = LexicalFeatures(NUM_BUCKETS, MAX_CHARACTERS)
     offsets, buckets, counts = features.count(texts)
     documents_B = np.bincount(buckets, minlength=NUM_BUCKETS)
     idf_B = np.log((1 + len(texts)) / (1 + documents_B)) + 1
@@ -68,7 +61,6 @@ def fit(texts: Sequence[str], seed: int) -> tuple[LexicalEncoder, dict[str, npt.
     projection_BD = np.zeros((NUM_BUCKETS, int(kept.sum())))
     projection_BD[used] = (right_DU[kept] * singular_D[kept, None] ** SINGULAR_POWER).T
     arrays: dict[str, npt.NDArray[Any]] = {
-        "stop_words": stop_words(),
         "idf_B": idf_B.astype(np.float32),
         "projection_BD": projection_BD.astype(np.float16),
     }

@@ -11,7 +11,6 @@ import hashlib
 import importlib.metadata
 import os
 import sys
-import zlib
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +75,6 @@ NEAR_DUPLICATE = STARS[3] + " Fainter stars, too."
 WITH_NUL = "The helm\x00and the sail share the wind; a boat in balance steers herself."
 
 NUM_BUCKETS, DIMENSIONS = 1024, 24
-STOP_WORDS = ("a", "and", "in", "is", "it", "of", "the", "to")
 KEEP = pa.schema([("license", pa.string()), ("year", pa.int32())])
 LABELS = ("bread, dough | *oven*", "boat, wind, sail", "stars, light, sun")
 REJECTED = ((3, 412, "malformed_json", b'{"id": "torn", "text": "a line that ends'), (9, 1190, "empty_text", b'{"text": ""}'))
@@ -134,8 +132,7 @@ class Golden:
         return self._put(sink.getvalue().to_pybytes(), path, table.num_rows)
 
     def _rule(self, texts: list[str]) -> tuple[PlacementRule, LexicalEncoder]:
-        stop_words = np.array(sorted(_crc32(word) for word in STOP_WORDS), np.uint32)
-        features = LexicalFeatures(NUM_BUCKETS, 2_000, stop_words)
+        features = LexicalFeatures(NUM_BUCKETS, 2_000)
         _, buckets, _ = features.count(texts)
         idf_B = (np.log((1 + len(texts)) / (1 + np.bincount(buckets, minlength=NUM_BUCKETS))) + 1).astype(np.float32)
         projection_BD = np.random.default_rng(0).standard_normal((NUM_BUCKETS, DIMENSIONS)).astype(np.float16)
@@ -143,7 +140,7 @@ class Golden:
         groups = (BREAD, SAILING, STARS)
         centroids_KD = normalised(np.stack([encoder.encode(group).mean(axis=0) for group in groups]))
         rule = PlacementRule(centroids_KD, np.array([0.0, 0.015625, 0.0]))
-        arrays = {"stop_words": stop_words, "idf_B": idf_B, "projection_BD": projection_BD}
+        arrays = {"idf_B": idf_B, "projection_BD": projection_BD}
         stored = store_rule(rule, describe_lexical(features, DIMENSIONS), arrays)
         self._put(stored.arrays, lambda sha256: placement_path(sha256, "safetensors"))
         self.placement_path = self._put(stored.description, lambda sha256: placement_path(sha256, "json"))
@@ -266,10 +263,6 @@ def _aside(path: str, row: int, offset: int | None, reason: str, raw: bytes, doc
         "record": raw,
         "doc_id": doc_id,
     }
-
-
-def _crc32(word: str) -> int:
-    return zlib.crc32(word.encode())
 
 
 def _id_hash(doc_id: str) -> int:

@@ -13,7 +13,6 @@ from lmsplit.manifests.encoder import LexicalEncoder, LexicalFeatures, build, de
 from lmsplit.manifests.errors import ManifestError
 
 NUM_BUCKETS, DIMENSIONS, MAX_CHARACTERS = 512, 12, 300
-STOP_WORDS = ("the", "of", "and")
 WORD_BYTES = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyz_") | frozenset(range(0x80, 0x100))
 
 TEXTS = [
@@ -56,8 +55,7 @@ def words_of(data: bytes) -> list[bytes]:
 def reference(text: str, idf: np.ndarray, projection: np.ndarray) -> list[float]:
     """The section "The lexical encoder" of manifests/README.md, step by step."""
     data = text[:MAX_CHARACTERS].lower().encode()
-    stop = {zlib.crc32(word.encode()) for word in STOP_WORDS}
-    hashes = [h for h in (zlib.crc32(word) for word in words_of(data)) if h not in stop]
+    hashes = [zlib.crc32(word) for word in words_of(data)]
     if not hashes:
         hashes = [zlib.crc32(bytes([byte])) for byte in data if byte not in b" \t\n\r\x0b\x0c"]
     counts: dict[int, int] = {}
@@ -78,8 +76,7 @@ def reference(text: str, idf: np.ndarray, projection: np.ndarray) -> list[float]
 @pytest.fixture(scope="module")
 def encoder() -> LexicalEncoder:
     generator = np.random.default_rng(5)
-    stop_words = np.array(sorted(zlib.crc32(word.encode()) for word in STOP_WORDS), np.uint32)
-    features = LexicalFeatures(NUM_BUCKETS, MAX_CHARACTERS, stop_words)
+    features = LexicalFeatures(NUM_BUCKETS, MAX_CHARACTERS)
     idf_B = generator.uniform(0, 5, NUM_BUCKETS).astype(np.float32)
     projection_BD = generator.standard_normal((NUM_BUCKETS, DIMENSIONS)).astype(np.float16)
     return LexicalEncoder(features, idf_B, projection_BD)
@@ -118,7 +115,7 @@ def test_encode_is_bit_equal_alone_and_in_any_batch(encoder):
 
 
 def test_weights_are_correctly_rounded_for_any_count():
-    features = LexicalFeatures(NUM_BUCKETS, 10_000, np.zeros(0, np.uint32))
+    features = LexicalFeatures(NUM_BUCKETS, 10_000)
     _, buckets, _ = features.count(["aa", "bb"])
     projection_BD = np.zeros((NUM_BUCKETS, 2), np.float16)
     projection_BD[buckets] = np.eye(2)  # all other buckets vanish, so that nothing but the weights is rounded
@@ -162,8 +159,7 @@ def test_count_gives_sorted_buckets_of_each_text(encoder):
 
 
 def arrays_of(encoder: LexicalEncoder) -> dict[str, np.ndarray]:
-    stop_words = np.array(sorted(zlib.crc32(word.encode()) for word in STOP_WORDS), np.uint32)
-    return {"stop_words": stop_words, "idf_B": encoder.idf_B, "projection_BD": encoder.projection_BD.astype(np.float16)}
+    return {"idf_B": encoder.idf_B, "projection_BD": encoder.projection_BD.astype(np.float16)}
 
 
 def test_build_gives_back_the_described_encoder(encoder):
@@ -177,7 +173,7 @@ def test_build_refuses_an_encoder_it_does_not_know(encoder, changes):
         build(describe_lexical(encoder.features, DIMENSIONS) | changes, arrays_of(encoder))
 
 
-@pytest.mark.parametrize("name", ["stop_words", "idf_B", "projection_BD"])
+@pytest.mark.parametrize("name", ["idf_B", "projection_BD"])
 def test_build_names_a_missing_array(encoder, name):
     arrays = arrays_of(encoder)
     del arrays[name]
@@ -192,7 +188,6 @@ def test_build_names_a_missing_array(encoder, name):
         ("projection_BD", lambda array: array[:, :-1], "have shapes"),
         ("idf_B", lambda array: array.astype(np.float64), "have types"),
         ("projection_BD", lambda array: array.astype(np.float32), "have types"),
-        ("stop_words", lambda array: array.astype(np.int64), "have types"),
     ],
 )
 def test_build_refuses_arrays_of_another_shape_or_type(encoder, name, change, message):

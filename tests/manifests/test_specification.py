@@ -64,7 +64,7 @@ def test_example_runs(example, copy_path, tmp_path, monkeypatch):
         assert len(names["documents"]) == 32
     if "splits" in names:
         assert len(names["train"]) == 9
-        assert {split: len(rows) for split, rows in names["splits"].items()} == {"train": 8, "heldout": 3}
+        assert {split: len(rows) for split, rows in names["splits"].items()} == {"train": 8, "heldout": 2}
 
 
 def test_examples_are_all_there():

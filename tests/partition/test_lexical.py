@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from lmsplit.manifests.encoder import build, describe_lexical
 from lmsplit.manifests.errors import InputError
-from lmsplit.partition.lexical import DIMENSIONS, NUM_BUCKETS, fit, stop_words
+from lmsplit.partition.lexical import DIMENSIONS, NUM_BUCKETS, fit
 from tests.partition.corpora import topical
 
 TEXTS = [row["text"] for row in topical(40)]
@@ -53,9 +52,3 @@ def test_one_document_is_enough() -> None:
 def test_sample_without_a_shared_word_is_refused(texts: list[str]) -> None:
     with pytest.raises(InputError, match="no two documents of the sample share a word: nothing to cluster by"):
         fit(texts, seed=0)
-
-
-def test_stop_words_are_sorted_and_complete() -> None:
-    found = stop_words()
-    assert len(found) == len(ENGLISH_STOP_WORDS)
-    assert (np.diff(found.astype(np.int64)) > 0).all()
