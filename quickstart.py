@@ -41,7 +41,7 @@ expert: {{tokens: {expert_tokens}}}
 """
 PROMPTS = (
     "Compute the shortest path between two nodes of a weighted graph",
-    "Join two DataFrames on a column and filter the rows of the result",
+    "Join two dataframes on a column and filter the rows of the resulting dataframe",
 )
 
 
