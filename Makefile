@@ -2,6 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 CORPUS ?=
+OUTPUT ?=
 
 .PHONY: setup quickstart test test-slow lint types bench
 
@@ -15,7 +16,7 @@ setup: .venv/.complete
 	touch $@
 
 quickstart: setup
-	$(BIN)/python quickstart.py $(if $(CORPUS),--corpus '$(CORPUS)')
+	$(BIN)/python quickstart.py $(if $(CORPUS),--corpus '$(CORPUS)') $(if $(OUTPUT),--output '$(OUTPUT)')
 
 test: setup
 	$(BIN)/python -m pytest -q -m 'not slow and not gpu'

@@ -10,6 +10,7 @@ It runs the same commands that a user would, and prints each. `make quickstart` 
 import argparse
 import ast
 import json
+import re
 import subprocess
 import sys
 import sysconfig
@@ -27,7 +28,7 @@ DOCUMENTS_PER_PACKAGE = 1_000
 LMSPLIT = str(Path(sys.executable).parent / "lmsplit")
 
 PARTITION = """\
-input: {corpus}
+input: {{paths: {corpus}, group: {group}}}
 output: {output}/manifest
 domains: {domains}
 encoder: lexical
@@ -102,18 +103,19 @@ def main() -> None:
     """Run the quickstart."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--corpus", help="your own text: Parquet or JSONL with a text column (file, glob or directory)")
-    parser.add_argument("--output", default="quickstart-output", help="directory for all that is made")
+    parser.add_argument("--output", help="directory for all that is made [quickstart-output, and one a corpus below it]")
     parser.add_argument("--domains", type=int, default=6)
     parser.add_argument("--seed-tokens", type=int, default=800_000)
     parser.add_argument("--expert-tokens", type=int, default=100_000)
     arguments = parser.parse_args()
     started = time.monotonic()
-    output = Path(arguments.output)
+    output = Path(arguments.output or Path("quickstart-output", _folder(arguments.corpus, arguments.domains)))
     corpus = arguments.corpus or str(output / "corpus")
     if not arguments.corpus:
         count = write_corpus(output / "corpus", PACKAGES, DOCUMENTS_PER_PACKAGE)
         sys.stderr.write(f"gathered {count:,} docstrings of {', '.join(PACKAGES)}\n")
-    values = vars(arguments) | {"corpus": json.dumps(corpus), "output": output}
+    group = "null" if arguments.corpus else "group"
+    values = vars(arguments) | {"corpus": json.dumps(corpus), "output": output, "group": group}
     (output / "partition.yaml").parent.mkdir(parents=True, exist_ok=True)
     (output / "partition.yaml").write_text(PARTITION.format(**values))
     (output / "train.yaml").write_text(TRAIN.format(**values))
@@ -122,8 +124,15 @@ def main() -> None:
     run("train", str(output / "train.yaml"), "--all")
     for prompt in PROMPTS:
         routed = json.loads(run("route", str(output / "experts"), "--text", prompt, "--json"))
-        sys.stderr.write(f"{prompt!r} -> {routed['expert']} ({routed['label']}), margin {routed['margin']:.3f}\n")
+        why = f"; {routed['reason']}" if routed["fallback"] else ""
+        sys.stderr.write(f"{prompt!r} -> {routed['expert']} ({routed['label']}){why}\n")
     _print_table(output, time.monotonic() - started)
+
+
+def _folder(corpus: str | None, domains: int) -> str:
+    """Name a folder for a corpus and a number of domains: a manifest is written once, so another corpus needs another one."""
+    name = re.sub(r"[^0-9A-Za-z]+", "-", corpus or "docstrings").strip("-")
+    return f"{name}-{domains}"
 
 
 def _print_table(output: Path, elapsed_s: float) -> None:
@@ -134,9 +143,11 @@ def _print_table(output: Path, elapsed_s: float) -> None:
     worse = []
     for domain in shown["domains"]:
         losses = expert_losses(output / "experts", domain["domain"])
-        if losses["expert"] >= losses["seed"]:
+        seed, expert = losses["seed"], losses["expert"]
+        if None not in (seed, expert) and expert >= seed:
             worse.append(domain["domain"])
-        cells = (f"{domain['documents']:,}", f"{losses['tokens']:,}", f"{losses['seed']:.3f}", f"{losses['expert']:.3f}")
+        shown_losses = ("none held out" if loss is None else f"{loss:.3f}" for loss in (seed, expert))
+        cells = (f"{domain['documents']:,}", f"{losses['tokens']:,}", *shown_losses)
         table.add_row(domain["domain"], domain["label"], ", ".join(domain["keywords"][3:6]), *cells)
     Console(width=max(Console().width, 120)).print(table)
     if worse:

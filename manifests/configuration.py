@@ -9,18 +9,26 @@ import difflib
 import re
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
 
 from lmsplit.manifests.errors import ConfigurationError
 
 
 class Strict(BaseModel):
-    """A frozen configuration section that refuses unknown keys."""
+    """A frozen configuration section that refuses unknown keys, and truth values where a number is meant."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_number(cls, value: Any, info: ValidationInfo) -> Any:
+        kinds = cls.model_fields[str(info.field_name)].annotation
+        if isinstance(value, bool) and bool not in (kinds, *get_args(kinds)) and {int, float} & {kinds, *get_args(kinds)}:
+            raise ValueError(f"expected a number, found {str(value).lower()}")
+        return value
 
 
 Model = TypeVar("Model", bound=BaseModel)

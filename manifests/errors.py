@@ -50,5 +50,9 @@ class DamagedError(ManifestError):
     """
 
     def __init__(self, path: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(path, message)  # both, or it could not travel from a worker process
         self.path = path
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return str(self.args[1])

@@ -101,7 +101,7 @@ class Partition(Strict):
     sample_size: int | None = Field(default=None, ge=1, description="documents to cluster [256 x domains, at least 10,000]")
     heldout_fraction: float = Field(default=0.01, ge=0, le=MAX_HELDOUT_FRACTION, description="share of documents held out")
     max_bad_fraction: float = Field(default=0.001, ge=0, le=1, description="share of records that may be quarantined")
-    max_record_bytes: Bytes = Field(default=64 * 2**20, ge=1024, description="longest record read, in bytes")
+    max_record_bytes: Bytes = Field(default=64 * 2**20, ge=1024, le=2**30, description="longest record read, in bytes")
     duplicate_ids: Literal["error", "quarantine"] = Field(default="error", description="what to do with a repeated id")
     shard_size: Bytes = Field(default=256 * 10**6, ge=2**20, description="text bytes in one data file, at most by one piece")
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of every random choice")
@@ -112,10 +112,11 @@ class Partition(Strict):
     def _later(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        for key in ("agreement", "max_imbalance", "near_duplicate_threshold", "tokenizer", "keep_embeddings", "gate"):
-            if values.get(key) is not None:
+        later = ("agreement", "max_imbalance", "near_duplicate_threshold", "tokenizer", "keep_embeddings", "gate")
+        for key in later:
+            if values.get(key) not in (None, False):
                 raise ValueError(f"{key}: {_LATER}")
-        return {key: value for key, value in values.items() if key in cls.model_fields or value is not None}
+        return {key: value for key, value in values.items() if key not in later}
 
     @field_validator("input", mode="before")
     @classmethod

@@ -59,6 +59,7 @@ def survey(
     paths: Sequence[str],
     columns: Columns,
     *,
+    output: str | None = None,
     num_threads: int = 2,
     progress: Callable[[int], None] | None = None,
     unit_bytes: int | None = None,
@@ -68,6 +69,7 @@ def survey(
     Args:
         paths: files, globs (`**` too) or directories; `file://` is accepted.
         columns: which columns will be read; checked against every Parquet schema.
+        output: where the run will write; no input file may lie there.
         num_threads: files digested at once.
         progress: told the number of bytes of each piece digested; from any thread, one at a time.
         unit_bytes: uncompressed bytes of a unit; None chooses it from the size of the input.
@@ -78,6 +80,7 @@ def survey(
     """
     check_kept(columns)
     root, names = _resolve(paths)
+    _check_outside(root, names, output)
     footers = {name: footer_of(root, name) for name in names if format_of(name) == "parquet"}
     check_types(footers, columns)
     keep_types = kept_types(footers, columns)
@@ -103,6 +106,15 @@ def survey(
         estimated_documents=sum(piece.num_documents for piece in pieces),
         keep_types=keep_types,
     )
+
+
+def _check_outside(root: str, names: Sequence[str], output: str | None) -> None:
+    """Refuse an input that holds the output: a resumed run would read its own data."""
+    if output is None:
+        return
+    inside = [name for name in names if Path(root, name).resolve().is_relative_to(Path(output).resolve())]
+    if inside:
+        raise ConfigurationError(f"input file {inside[0]!r} lies in the output {output!r}: choose an output outside the input")
 
 
 def _local(path: str) -> str:

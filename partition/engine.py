@@ -9,6 +9,9 @@ Datatrove's own completion markers are not used: they say that a task ended, not
 import contextlib
 import io
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
@@ -84,7 +87,7 @@ class LocalExecutor(LocalPipelineExecutor):
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["lmsplit.partition.pipeline"])
-        pool = ProcessPoolExecutor(self.workers, mp_context=context)
+        pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_end_with_parent)
         try:
             for future in as_completed([pool.submit(self._run_quietly, rank) for rank in ranks]):
                 future.result()
@@ -100,6 +103,18 @@ class LocalExecutor(LocalPipelineExecutor):
         # Datatrove prints a failing task's local variables; the error itself reaches the user by being raised.
         with contextlib.redirect_stderr(io.StringIO()):
             return self._run_for_rank(rank, local_rank=1)
+
+
+def _end_with_parent() -> None:
+    """End this worker when the command is killed: it would wait for ever for work, and hold the caller's pipes open."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None, "a worker has a parent"
+
+    def watch() -> None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def run_stage(stage: Stage, workers: int) -> None:

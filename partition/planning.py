@@ -6,6 +6,7 @@ where the input or the output lie, the executor, times or hosts. Cost: one read 
 
 import importlib.metadata
 import sys
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lmsplit.manifests.errors import InputError
+from lmsplit.manifests.store import local_path
 from lmsplit.partition.config import Partition
 from lmsplit.partition.corpus import Corpus, survey
 from lmsplit.partition.reading import read_unit
@@ -51,9 +53,11 @@ def make_plan(configuration: Partition, progress: Callable[[int], None] | None =
         ConfigurationError: the input names no file, or a scheme that is not supported.
         InputError: a file cannot be read, or files disagree about a column.
     """
+    started_ns = time.time_ns()
     corpus = survey(
         configuration.input.paths,
         columns(configuration),
+        output=str(local_path(configuration.output)),
         num_threads=configuration.executor.workers,
         progress=progress,
     )
@@ -66,12 +70,15 @@ def make_plan(configuration: Partition, progress: Callable[[int], None] | None =
         "configuration": configuration.content(),
         "software": software(),
     }
-    here = {
+    here: dict[str, Any] = {
         "root": corpus.root,
         "paths": list(configuration.input.paths),
         "executor": configuration.executor.model_dump(mode="json"),
         "modified_ns": {file.path: _modified_ns(corpus.root, file.path) for file in corpus.files},
     }
+    for path, modified_ns in here["modified_ns"].items():
+        if modified_ns > started_ns:
+            raise InputError(f"{path} changed while it was planned: run the same command again once it is whole")
     return Plan(corpus, content, here)
 
 

@@ -5,7 +5,9 @@ quarantined + duplicates in records and in bytes, and puts the commit last. Runn
 """
 
 import hashlib
+import logging
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -24,6 +26,8 @@ from lmsplit.partition.ids import num_ranges
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.run import Run, describe
 from lmsplit.partition.scan import add_amounts
+
+_log = logging.getLogger(__name__)
 
 
 def publish(run: Run, scan: str) -> Commit:
@@ -68,8 +72,17 @@ def publish(run: Run, scan: str) -> Commit:
         tier=fit["tier"],
     )
     commit = write_commit(run.store, body, 0)
+    _warn_of_empty_splits(shards, body)
     write_card(Manifest(run.store, 0, commit))
     return commit
+
+
+def _warn_of_empty_splits(shards: list[dict[str, Any]], body: Body) -> None:
+    """Say which domains cannot be evaluated: a few large groups may all fall on one side."""
+    heldout = {shard["domain"] for shard in shards if shard["split"] == "heldout"}
+    empty = sorted({shard["domain"] for shard in shards} - heldout)
+    if body.heldout_fraction and empty:
+        _log.warning("no document of %s is held out: too few documents, or groups too large", ", ".join(empty))
 
 
 def count(run: Run, scan: str, shards: list[dict[str, Any]]) -> Counts:
@@ -161,13 +174,14 @@ def _domain_row(index: int, label: dict[str, Any], shards: list[dict[str, Any]])
 
 
 def _quarantine(run: Run, scan: str) -> list[dict[str, Any]]:
-    """Write what was set aside, in the order of the input, as one file; none where nothing was."""
-    tables = list(_rejected(run, scan))
-    if not tables:
+    """Write what was set aside, unit by unit, as one file; none where nothing was. Memory: one unit's."""
+    tables = _rejected(run, scan)
+    first = next(tables, None)
+    if first is None:
         return []
     with run.store.spool() as path:
         with pq.ParquetWriter(path, schema.QUARANTINE, compression="zstd", write_page_checksum=True) as writer:
-            for table in tables:
+            for table in chain([first], tables):
                 writer.write_table(table)
         sha256 = file_sha256(path)
         entry = describe(path, quarantine_path(0, sha256), sha256)

@@ -88,7 +88,7 @@ class Scan:
                 ("ids", ids, concatenated(found.ids, IDS).sort_by([("id_hash", "ascending"), ("ordinal", "ascending")])),
             ):
                 if table.num_rows:
-                    pq.write_table(table, path, compression="zstd", write_page_checksum=True)
+                    pq.write_table(table, path, compression="zstd", write_page_checksum=True, row_group_size=65_536)
                     pieces[name] = path
             self.run.finish(self.name, task, pieces, found.facts())
 

@@ -12,7 +12,7 @@ import gc
 import logging
 from dataclasses import dataclass
 
-from lmsplit.manifests.errors import ConfigurationError, ManifestError
+from lmsplit.manifests.errors import ConfigurationError, LmsplitError, ManifestError
 from lmsplit.manifests.reader import Domain
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.evaluate import evaluate_domain
@@ -102,6 +102,8 @@ def train_all(campaign: Campaign) -> tuple[RunRecord, list[Outcome]]:
 def _attempt(campaign: Campaign, domain: Domain, seed: RunRecord) -> Outcome:
     try:
         return Outcome(domain, train_expert(campaign, domain, seed), None)
+    except LmsplitError as error:  # says all by itself
+        return Outcome(domain, None, str(error))
     except Exception as error:  # whatever stops one expert must not take the others with it
         logger.exception("the expert of %s failed", domain.domain)
         return Outcome(domain, None, f"{type(error).__name__}: {error}")

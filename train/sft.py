@@ -18,6 +18,8 @@ from lmsplit.train.trainer import DomainConfig
 
 _TOKENS: Final = "seed_model.tokens and expert.tokens decide it"
 _ROWS: Final = "rows are packed and ordered from the manifest"
+_LATER: Final = "checkpoints and exact resume come with a later release"
+_EVALUATION: Final = "held-out loss is measured before and after each phase"
 DECIDED: Final[dict[str, str]] = {
     "learning_rate": "set seed_model.learning_rate and expert.learning_rate",
     "seed": "set the key seed",
@@ -33,9 +35,19 @@ DECIDED: Final[dict[str, str]] = {
     "shuffle_dataset": _ROWS,
     "train_sampling_strategy": _ROWS,
     "dataloader_drop_last": "every token counts",
-    "save_strategy": "checkpoints and exact resume come with a later release",
-    "resume_from_checkpoint": "checkpoints and exact resume come with a later release",
-    "eval_strategy": "held-out loss is measured before and after each phase",
+    "save_strategy": _LATER,
+    "save_steps": _LATER,
+    "save_total_limit": _LATER,
+    "load_best_model_at_end": _LATER,
+    "ignore_data_skip": _LATER,
+    "resume_from_checkpoint": _LATER,
+    "eval_strategy": _EVALUATION,
+    "eval_steps": _EVALUATION,
+    "eval_on_start": _EVALUATION,
+    "completion_only_loss": _ROWS,
+    "assistant_only_loss": _ROWS,
+    "chat_template_path": _ROWS,
+    "model_init_kwargs": "the key model decides it",
     "trust_remote_code": "code that comes with a model is never run",
     "hub_token": "credentials do not belong in a file: set HF_TOKEN in the environment",
     "push_to_hub": "upload the finished directory instead",
@@ -137,5 +149,5 @@ def phase_config(fields: Mapping[str, Any], preset: Preset, learning_rate: float
     decided = {"learning_rate": learning_rate, "seed": seed, "output_dir": output_dir}
     try:
         return DomainConfig(**(defaults(preset) | dict(fields) | decided))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, ImportError) as error:  # some options need a package that is not here
         raise ConfigurationError(f"sft: {error}") from error

@@ -156,3 +156,14 @@ def test_content_leaves_out_where_things_are_and_who_does_them() -> None:
     assert not {"output", "executor"} & set(here.content())
     other = Partition.model_validate(values | {"seed": 1})
     assert other.content() != here.content()
+
+
+@pytest.mark.parametrize("key", ["domains", "max_bad_fraction", "sample_size", "seed", "executor.workers"])
+def test_truth_value_is_no_number(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{key}: expected a number, found true"):
+        loaded(tmp_path, overrides=(f"{key}=true",))
+
+
+def test_unknown_key_without_a_value_is_refused_too(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="unknown key 'heldout_fracton': did you mean 'heldout_fraction'"):
+        loaded(tmp_path, overrides=("heldout_fracton=null",))

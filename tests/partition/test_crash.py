@@ -121,6 +121,22 @@ def workers_of(process: subprocess.Popen[str]) -> Iterator[int]:
     return (pid for pid, parent in parent_of.items() if parent in own)
 
 
+def test_killed_command_leaves_no_process_and_no_open_pipe(undisturbed: Undisturbed, tmp_path: Path) -> None:
+    output = tmp_path / "manifest"
+    process = subprocess.Popen(
+        command(undisturbed.corpus, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    while not (workers := list(workers_of(process))):
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=30)  # returns only when nobody holds the pipes
+    deadline = time.monotonic() + 30
+    while survivors := [pid for pid in workers if Path(f"/proc/{pid}").exists()]:
+        assert time.monotonic() < deadline, survivors
+        time.sleep(0.1)
+    ends_like(output, undisturbed)
+
+
 def test_killed_worker_ends_the_command_soon_with_a_clear_error(undisturbed: Undisturbed, tmp_path: Path) -> None:
     output = tmp_path / "manifest"
     process = subprocess.Popen(

@@ -1,11 +1,12 @@
 """The plan: what names a run, and what does not."""
 
 import os
+import time
 from pathlib import Path
 
 import pytest
 
-from lmsplit.manifests.errors import InputError
+from lmsplit.manifests.errors import ConfigurationError, InputError
 from lmsplit.partition.planning import Planned, make_plan, software
 from lmsplit.partition.run import Run
 from tests.partition.corpora import configuration, topical, write
@@ -80,3 +81,17 @@ def test_file_that_is_gone_is_named(corpus: Path, tmp_path: Path) -> None:
     (corpus / "b.parquet").unlink()
     with pytest.raises(InputError, match=r"b.parquet cannot be read any more \(No such file or directory\): restore it"):
         list(Planned(run).read(0))
+
+
+def test_input_that_holds_the_output_is_refused(corpus: Path) -> None:
+    output = corpus / "manifest"
+    write(output / "data" / "d00000" / "part-00000.jsonl", topical(5))
+    with pytest.raises(ConfigurationError, match=r"lies in the output .* choose an output outside the input"):
+        make_plan(configuration(corpus, output, input=str(corpus)))
+
+
+def test_file_that_changes_while_it_is_planned_is_refused(corpus: Path, tmp_path: Path) -> None:
+    later_ns = time.time_ns() + 10**12
+    os.utime(corpus / "a.jsonl", ns=(later_ns, later_ns))
+    with pytest.raises(InputError, match=r"a\.jsonl changed while it was planned"):
+        make_plan(configuration(corpus, tmp_path / "out"))
