@@ -38,6 +38,7 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2's core types on PyYAML's safe loader, and no duplicate keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        """Build a mapping; a key that stands twice is an error."""
         seen: set[str] = set()
         for key_node, _ in node.value:
             key = self.construct_object(key_node, deep=True)

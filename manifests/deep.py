@@ -96,6 +96,7 @@ class _Rows:
         self.text_bytes = 0
 
     def check(self, entry: FileEntry, split: str) -> Iterator[Finding]:
+        """Yield what is wrong with the rows of one data file."""
         domain, part = entry.path.split("/")[1], int(entry.path.split("part-")[1].split("-")[0])
         row = 0
         columns = ["doc_id", "text", "group", "text_sha256", "domain", "num_bytes", "split"]

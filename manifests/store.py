@@ -104,7 +104,7 @@ class Store:
         """
         target = self.path(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        _flush(spooled)
+        flush(spooled)
         try:
             os.link(spooled, target)
         except FileExistsError:
@@ -116,7 +116,7 @@ class Store:
                     "choose an output on another one"
                 ) from error
             raise
-        _flush(target.parent)
+        flush(target.parent)
         return True
 
     def put_bytes(self, data: bytes, name: str) -> bool:
@@ -129,11 +129,12 @@ class Store:
         """Write a derived file that may change (the data-set card): whole or not at all, the last writer wins."""
         with self.spool() as spooled:
             spooled.write_bytes(data)
-            _flush(spooled)
+            flush(spooled)
             spooled.replace(self.path(name))
 
 
-def _flush(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Write a file, or the entries of a directory, through to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -72,6 +72,7 @@ class _Line:
         self._blank = True
 
     def add(self, data: bytes) -> None:
+        """Append a chunk of the line."""
         self.num_bytes += len(data)
         self._parts.append(data)
         if self.num_bytes > self._max_bytes:
@@ -84,6 +85,7 @@ class _Line:
             self._parts.clear()
 
     def take(self) -> bytes | LongLine:
+        """Return what was put together, and start the next line."""
         if self._digest is None:
             line: bytes | LongLine = b"".join(self._parts)
         else:

@@ -133,6 +133,7 @@ class _Unit:
         self.rejected: list[pa.RecordBatch] = []
 
     def take(self, batch: Batch) -> None:
+        """Place a batch, and set aside what has no place."""
         self.read += Amount(records=batch.num_records, bytes=batch.num_bytes)
         documents = batch.documents
         ordinals = np.arange(self._ordinal, self._ordinal + documents.num_rows)
@@ -190,9 +191,11 @@ class _Unit:
         return pa.record_batch([_array(column) for column in columns], schema=self._schema)
 
     def table(self) -> pa.Table:
+        """Return the placed documents in the order of the input."""
         return pa.Table.from_batches(self._batches, self._schema)
 
     def facts(self) -> dict[str, Any]:
+        """Return what the receipt says of the unit."""
         return {
             "documents": self._published.records,
             "published": self._published.model_dump(),

@@ -119,6 +119,7 @@ class _Found:
         self.ids: list[pa.RecordBatch] = []
 
     def take(self, batch: Batch) -> None:
+        """Count a batch, and keep its rejects, ids and share of the sample."""
         documents = batch.documents
         first = self._accepted.records
         ids = documents["doc_id"].to_pylist()
@@ -144,6 +145,7 @@ class _Found:
             self.rejected.append(pa.record_batch([*rejected.columns, doc_id], schema=QUARANTINE))
 
     def facts(self) -> dict[str, Any]:
+        """Return what the receipt says of the unit."""
         return {
             "documents": self._accepted.records,
             "read": self._read.model_dump(),

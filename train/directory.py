@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import IO
 
 from lmsplit.manifests.errors import ConflictError
+from lmsplit.manifests.store import flush
 
 _LOCK = ".lock"
 
@@ -50,7 +51,7 @@ def write_whole(path: Path, text: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     partial.write_text(text, encoding="utf-8")
-    _flush(partial)
+    flush(partial)
     partial.replace(path)
 
 
@@ -74,20 +75,12 @@ def _publish(partial: Path, target: Path) -> None:
     for path in partial.rglob("*"):
         if path.is_file():
             path.chmod(mode)
-        _flush(path)
-    _flush(partial)
+        flush(path)
+    flush(partial)
     (partial / _LOCK).unlink()
     try:
         partial.rename(target)
     except OSError as error:
         shutil.rmtree(partial, ignore_errors=True)
         raise ConflictError(f"{target} was published by another process meanwhile: run the command again") from error
-    _flush(target.parent)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush(target.parent)
