@@ -24,19 +24,21 @@ def render_card(manifest: Manifest) -> str:
     splits = ", ".join(f"{body.splits.get(split, 0):,} {split}" for split in SPLITS)
     aside = {**body.counts.quarantined, **body.counts.duplicates}
     reasons = ", ".join(f"{amount.records:,} {reason}" for reason, amount in sorted(aside.items())) or "none"
+    with_tokens = body.counts.tokens is not None
     lines = [
         "---",
         head + "---",
         "# A corpus in domains",
         "",
         f"{body.counts.published.records:,} documents, {body.counts.text_bytes:,} bytes of text, "
-        f"{len(manifest.domains)} domains.",
+        + (f"{body.counts.tokens:,} tokens, " if with_tokens else "")
+        + f"{len(manifest.domains)} domains.",
         f"Splits: {splits}. Set aside: {reasons}.",
         f"Encoder: {body.encoder['kind']}. Commit: `{manifest.digest}`.",
         "",
-        "| domain | label | documents | bytes | keywords |",
-        "|---|---|---:|---:|---|",
-        *map(_row, manifest.domains),
+        f"| domain | label | documents | bytes |{' tokens |' if with_tokens else ''} keywords |",
+        f"|---|---|---:|---:|{'---:|' if with_tokens else ''}---|",
+        *(_row(domain, with_tokens=with_tokens) for domain in manifest.domains),
         "",
         "Each domain is a configuration: `load_dataset(path, 'd00000', split='train')`. Split `heldout` is for evaluation;",
         "`excluded` holds near-duplicates of held-out documents and is for neither.",
@@ -67,9 +69,11 @@ def _configurations(manifest: Manifest) -> list[dict[str, Any]]:
     return configurations
 
 
-def _row(domain: Domain) -> str:
+def _row(domain: Domain, *, with_tokens: bool) -> str:
     words = ", ".join(map(_escaped, domain.keywords))
-    return f"| {domain.domain} | {_escaped(domain.label)} | {domain.documents:,} | {domain.num_bytes:,} | {words} |"
+    counted = "" if domain.num_tokens is None else f" {domain.num_tokens:,}"
+    tokens = f"{counted} |" if with_tokens else ""
+    return f"| {domain.domain} | {_escaped(domain.label)} | {domain.documents:,} | {domain.num_bytes:,} |{tokens} {words} |"
 
 
 def _escaped(text: str) -> str:

@@ -73,7 +73,7 @@ def render(manifest: Manifest, domain: str | None = None, *, width: int = 100) -
     facts = summary(manifest, domain)
     head = Text.assemble(
         (f"{manifest.store.root}@{facts['version']}", "bold"),
-        f"  commit {facts['commit'][:12]}  {facts['documents']:,} documents  {_size(facts['bytes'])}\n",
+        f"  commit {facts['commit'][:12]}  {facts['documents']:,} documents  {_size(facts['bytes'])}{_tokens(facts)}\n",
         "splits  " + ", ".join(f"{facts['splits'].get(split, 0):,} {split}" for split in SPLITS) + "\n",
         f"set aside  {facts['quarantined']:,} quarantined, {facts['duplicates']:,} duplicates of {facts['read']:,} read\n",
         f"encoder  {facts['encoder']['kind']}   {facts['tier']}\n",
@@ -90,7 +90,8 @@ def _table(facts: dict[str, Any], *, with_keywords: bool) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("domain", no_wrap=True)
     table.add_column("label", overflow="fold")
-    for name in ("documents", "share", "size", "held out", "distance"):
+    tokens = [] if facts["tokens"] is None else ["tokens"]
+    for name in ("documents", "share", "size", *tokens, "held out", "distance"):
         table.add_column(name, justify="right", no_wrap=True)
     if with_keywords:
         table.add_column("further keywords", overflow="ellipsis", no_wrap=True)
@@ -102,11 +103,16 @@ def _table(facts: dict[str, Any], *, with_keywords: bool) -> Table:
             f"{item['documents']:,}",
             f"{item['documents'] / max(facts['documents'], 1):.1%}",
             _size(item["bytes"]),
+            *("" if item["tokens"] is None else f"{item['tokens']:,}" for _ in tokens),
             f"{item['splits']['heldout']:,}",
             "" if distance is None else f"{distance:.3f}",
         ]
         table.add_row(*cells, *([Text(", ".join(item["keywords"][3:]))] if with_keywords else []))
     return table
+
+
+def _tokens(facts: dict[str, Any]) -> str:
+    return "" if facts["tokens"] is None else f"  {facts['tokens']:,} tokens"
 
 
 def _size(num_bytes: float) -> str:

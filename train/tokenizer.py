@@ -3,7 +3,7 @@
 Byte level means that every text has tokens and decodes to itself, whatever bytes it holds. Special tokens
 come from the packing alone: a document that *contains* the text `<|end|>` is encoded as that text, never as
 the token. A truncation or padding that a given tokenizer carries is switched off, or tokens would be lost
-silently.
+silently (see `PlainTokenizer`).
 
 Training reads each text once (measured: about 2 MB/s on two shared cores) and holds its distinct words; encoding
 runs on all cores. This does *not* pack documents into rows (see `pack`).
@@ -20,6 +20,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedToken
 
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.reader import Manifest
+from lmsplit.manifests.tokenizer import PlainTokenizer
 
 BEGIN: Final = "<|begin|>"
 END: Final = "<|end|>"
@@ -49,20 +50,17 @@ class DocumentEncoder:
         self.end_id = int(tokenizer.eos_token_id)
         # Tokenizers of the GPT-2 kind have one token for both ends.
         self.begin_id = int(tokenizer.bos_token_id) if tokenizer.bos_token_id is not None else self.end_id
-        self._backend = Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        self._backend.encode_special_tokens = True
-        content = [json.loads(self._backend.to_str()), self.begin_id, self.end_id]
+        self._plain = PlainTokenizer(tokenizer.backend_tokenizer.to_str())
+        content = [self._plain.content(), self.begin_id, self.end_id]
         self.digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """Return the token ids of each text: all of them, and no special token."""
-        return [encoding.ids for encoding in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return self._plain.encode(texts)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids that `encode` gave."""
-        return str(self._backend.decode(list(ids), skip_special_tokens=False))
+        return str(self._plain.backend.decode(list(ids), skip_special_tokens=False))
 
 
 def train_tokenizer(texts: Iterable[Sequence[str]], vocabulary_size: int) -> PreTrainedTokenizerFast:

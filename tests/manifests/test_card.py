@@ -50,6 +50,30 @@ def test_card_says_what_is_in_the_manifest(golden_path):
     assert manifest.digest in text
 
 
+def test_card_has_no_tokens_when_they_are_not_counted(golden_path):
+    text = (golden_path / "README.md").read_text()
+    assert render_card(Manifest.open(golden_path)) == text
+    assert "tokens" not in text
+
+
+def test_card_shows_tokens_when_they_are_counted(copy_path, forger):
+    total = forger.count_words()
+    manifest = Manifest.open(copy_path)
+    lines = parts_of((copy_path / "README.md").read_text())[1].splitlines()
+    assert f"bytes of text, {total:,} tokens, 3 domains." in "\n".join(lines)
+    start = lines.index("| domain | label | documents | bytes | tokens | keywords |")
+    assert lines[start + 1] == "|---|---|---:|---:|---:|---|"
+    for domain, row in zip(manifest.domains, lines[start + 2 :], strict=False):
+        assert f" | {domain.num_bytes:,} | {domain.num_tokens:,} | " in row
+
+
+def test_card_leaves_out_a_count_that_a_domain_lacks(copy_path, forger):
+    forger.count_words()
+    forger.value("domains", "num_tokens", 0, None)
+    domain = Manifest.open(copy_path).domains[0]
+    assert f"| {domain.documents:,} | {domain.num_bytes:,} | | bread" in (copy_path / "README.md").read_text()
+
+
 def with_labels(table, labels):
     columns = {name: table[name].to_pylist() for name in table.schema.names}
     columns["label"] = labels

@@ -62,6 +62,24 @@ def test_render_shows_every_domain_and_its_label_as_it_is(golden, width):
         assert "bread, dough | *oven*" in text
 
 
+@pytest.mark.parametrize("width", [60, 100, 200])
+def test_render_shows_tokens_when_they_are_counted(golden, copy_path, forger, width):
+    assert "tokens" not in printed(golden, width=width)
+    total = forger.count_words()
+    counted = Manifest.open(copy_path)
+    text = printed(counted, width=width)
+    assert f"{total:,} tokens" in text
+    for domain in counted.domains:
+        assert f"kB {domain.num_tokens:,}" in text
+    assert f"kB {counted.domains[1].num_tokens:,}" in printed(counted, "d00001", width=width)
+
+
+def test_render_leaves_out_a_count_that_a_domain_lacks(copy_path, forger):
+    forger.count_words()
+    forger.value("domains", "num_tokens", 0, None)
+    assert "tokens" in printed(Manifest.open(copy_path))
+
+
 def test_render_of_a_domain_shows_its_documents(golden):
     text = printed(golden, "d00001")
     assert golden.domain("d00001").representatives[0] in text
