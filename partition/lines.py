@@ -6,6 +6,7 @@ Cost: orjson parses a line once; only a refused line is parsed again, slowly. Me
 `max_record_bytes`.
 """
 
+import contextlib
 import hashlib
 import itertools
 import json
@@ -241,7 +242,7 @@ class LineRecords:
             if isinstance(line, bytes):
                 line = LongLine(num_bytes, hashlib.sha256(line).hexdigest(), line[:KEPT_RECORD_BYTES], False)
             why = (verdict.reason, verdict.detail)
-            self._rejected.append((path, row, offset, *why, num_bytes, line.sha256, line.head))
+            self._rejected.append((path, row, offset, *why, num_bytes, line.sha256, line.head, verdict.doc_id))
         else:
             doc_id = f"{path}:{row}" if doc_id is None else doc_id
             self._documents.append((doc_id, text, source, group, path, row, *kept, num_bytes))
@@ -258,6 +259,16 @@ class LineRecords:
     def _document(self, record: Any) -> list[Any]:
         if type(record) is not dict:
             raise Rejected(NOT_AN_OBJECT, f"the line holds a {type(record).__name__}, expected an object")
+        try:
+            return self._parts(record)
+        except Rejected as verdict:
+            name, read = self._readers[0]
+            value = None if name is None else record.get(name)
+            with contextlib.suppress(Rejected):
+                verdict.doc_id = None if value is None else read(value)
+            raise
+
+    def _parts(self, record: dict[Any, Any]) -> list[Any]:
         text = record.get(self._text)
         if text is None:
             raise Rejected(MISSING_TEXT, f"column {self._text!r} is absent or null")

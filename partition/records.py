@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 import pyarrow as pa
 
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.manifests.schema import type_named
+from lmsplit.manifests.schema import QUARANTINE, type_named
 
 INVALID_UTF8: Final = "invalid_utf8"
 MALFORMED_JSON: Final = "malformed_json"
@@ -34,17 +34,6 @@ BATCH_BYTES: Final = 8 * 2**20  # raw bytes: small enough for a worker to hold s
 BATCH_DOCUMENTS: Final = 4096
 KEPT_RECORD_BYTES: Final = 4096  # of a rejected record: enough to see what it is, too little to fill a disk
 _MAX_RECORD_BYTES: Final = 2**30  # a batch's string offsets are 32-bit
-
-REJECTED_SCHEMA: Final = pa.schema([
-    pa.field("source_path", pa.string(), nullable=False),
-    pa.field("source_row", pa.int64(), nullable=False),
-    pa.field("byte_offset", pa.int64()),
-    pa.field("reason", pa.string(), nullable=False),
-    pa.field("detail", pa.string()),
-    pa.field("num_bytes", pa.int64(), nullable=False),
-    pa.field("sha256", pa.string(), nullable=False),
-    pa.field("record", pa.binary()),
-])  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -91,7 +80,7 @@ class Batch(NamedTuple):
 
     Attributes:
         documents: valid records, in the schema of `documents_schema`.
-        rejected: the others, in `REJECTED_SCHEMA`.
+        rejected: the others, in the schema of the quarantine.
         num_records: rows of both together.
         num_bytes: their raw bytes: a JSON line without its newline, or the UTF-8 length of a Parquet text.
     """
@@ -103,12 +92,13 @@ class Batch(NamedTuple):
 
 
 class Rejected(Exception):  # noqa: N818 - a verdict on a record, caught by the readers, never an error of the program
-    """Why a record is no document: one of `REASONS`, and a sentence."""
+    """Why a record is no document: one of `REASONS`, and a sentence; with its id, where one could be read."""
 
     def __init__(self, reason: str, detail: str) -> None:
         super().__init__(reason, detail)
         self.reason = reason
         self.detail = detail
+        self.doc_id: str | None = None
 
 
 def documents_schema(keep_types: Sequence[tuple[str, str]]) -> pa.Schema:
@@ -126,10 +116,10 @@ def documents_schema(keep_types: Sequence[tuple[str, str]]) -> pa.Schema:
 
 
 def rejected_batch(rows: Sequence[tuple[Any, ...]]) -> pa.RecordBatch:
-    """Return rows, given as tuples in the order of `REJECTED_SCHEMA`, as a batch."""
-    columns = zip(*rows, strict=True) if rows else [()] * len(REJECTED_SCHEMA)
-    arrays = [pa.array(values, field.type) for values, field in zip(columns, REJECTED_SCHEMA, strict=True)]
-    return pa.RecordBatch.from_arrays(arrays, schema=REJECTED_SCHEMA)
+    """Return rows, given as tuples in the order of the quarantine's columns, as a batch."""
+    columns = zip(*rows, strict=True) if rows else [()] * len(QUARANTINE)
+    arrays = [pa.array(values, field.type) for values, field in zip(columns, QUARANTINE, strict=True)]
+    return pa.RecordBatch.from_arrays(arrays, schema=QUARANTINE)
 
 
 def too_large(num_bytes: int, limits: Limits) -> Rejected:

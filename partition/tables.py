@@ -1,11 +1,11 @@
 """Parquet tables: judge the rows of an Arrow batch, each a document or a rejection.
 
 It does not open files: see `reading`. Cost: a batch is judged by columns, without a Python object per row but for the rejected
-ones. Memory: one batch.
+ones. Memory: one batch; a text past the limit is in it, as Arrow decodes it, and is not copied again.
 """
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -59,7 +59,8 @@ class TableRecords:
         num_bytes = pc.binary_length(raw_text).cast(pa.int64()).fill_null(0)
         for row in _rows_where(pc.greater(num_bytes, self._limits.max_record_bytes)):
             verdicts[row] = too_large(num_bytes[row].as_py(), self._limits)
-        if parts["doc_id"].null_count:
+        ids = parts["doc_id"]
+        if ids.null_count:
             stand_in = pc.binary_join_element_wise(path, rows.cast(pa.string()), ":")
             parts["doc_id"] = pc.coalesce(parts["doc_id"], stand_in)
         paths = pa.repeat(pa.scalar(path, pa.string()), table.num_rows)
@@ -71,11 +72,12 @@ class TableRecords:
             valid[list(verdicts)] = False
             documents = documents.filter(pa.array(valid))
         rejected = []
-        for row in sorted(verdicts):
-            value, verdict = raw_text[row].as_py() or b"", verdicts[row]
+        rows_aside = sorted(verdicts)
+        for row, value in zip(rows_aside, _raw_values(raw_text, rows_aside), strict=True):
+            verdict = verdicts[row]
             where = (path, first_row + row, None, verdict.reason, verdict.detail)
             digest = hashlib.sha256(value).hexdigest()
-            rejected.append((*where, len(value), digest, value[:KEPT_RECORD_BYTES]))
+            rejected.append((*where, len(value), digest, bytes(value[:KEPT_RECORD_BYTES]), ids[row].as_py()))
         return Batch(documents, rejected_batch(rejected), table.num_rows, pc.sum(num_bytes).as_py() or 0)
 
     def _parts_of(self, table: pa.RecordBatch) -> tuple[dict[str, pa.Array], dict[int, Rejected]]:
@@ -101,6 +103,16 @@ class TableRecords:
         verdicts |= dict.fromkeys(_rows_where(blank), empty)
         verdicts |= dict.fromkeys(_rows_where(parts["raw_text"].is_null()), missing)
         return parts, verdicts
+
+
+def _raw_values(values: pa.Array, rows: Sequence[int]) -> Iterator[memoryview]:
+    """Yield the bytes of rows, none for nulls, without the copy that `values[row]` makes of a text of any size."""
+    valid = values.is_valid().to_numpy(zero_copy_only=False)
+    _, offsets, data = values.buffers()
+    offsets_N = np.frombuffer(offsets, np.int32)[values.offset :]
+    for row in rows:
+        whole = memoryview(data) if valid[row] and data is not None else memoryview(b"")
+        yield whole[offsets_N[row] : offsets_N[row + 1]]
 
 
 def _is_utf8(value: bytes | None) -> bool:

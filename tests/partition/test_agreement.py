@@ -60,6 +60,80 @@ def test_survey_refuses_types_that_differ_naming_both_files(tmp_path: Path, colu
     assert survey([str(tmp_path)], Columns()).keep_types == ()
 
 
+def survey_tables(folder: Path, tables: list[pa.Table], columns: Columns) -> Corpus:
+    for number, table in enumerate(tables):
+        pq.write_table(table, folder / f"{number}.parquet")
+    return survey([str(folder)], columns)
+
+
+def test_survey_names_every_type_with_its_files(tmp_path: Path) -> None:
+    kinds = [pa.int64(), pa.int32(), pa.int64(), pa.int64(), pa.int64(), pa.string(), pa.int64(), pa.null()]
+    tables = [pa.table({"text": ["x"], "n": pa.nulls(1, kind)}) for kind in kinds]
+    message = (
+        "^column 'n' is int64 in 0.parquet, 2.parquet, 3.parquet and 2 more files and int32 in 1.parquet and string in 5.parquet"
+        ": expected one type everywhere; write one of the files again$"
+    )
+    with pytest.raises(InputError, match=message):
+        survey_tables(tmp_path, tables, Columns(keep=(("n", None),)))
+
+
+def test_survey_names_every_column_that_differs(tmp_path: Path) -> None:
+    first = pa.table({"text": ["x"], "n": [1], "site": ["s"]})
+    second = pa.table([pa.array(["x"]), pa.array(["1"]), pa.array([2]), pa.array([3])], names=["text", "n", "lang", "lang"])
+    message = (
+        "^column 'site' is string in 0.parquet and not in 1.parquet, which has text, n, lang, lang: expected once in every "
+        "Parquet file; .*; column 'n' is int64 in 0.parquet and string in 1.parquet: expected one type everywhere; .*; column "
+        "'lang' is not in 0.parquet, which has text, n, site and more than once in 1.parquet, which has text, n, lang, lang: "
+        "expected once in every Parquet file"
+    )
+    with pytest.raises(InputError, match=message):
+        survey_tables(tmp_path, [first, second], Columns(group="site", keep=(("n", None), ("lang", None))))
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+@pytest.mark.parametrize("name", ["id", "source"])
+def test_survey_refuses_a_default_column_that_only_some_files_have(tmp_path: Path, name: str, order: list[int]) -> None:
+    tables = [pa.table({"text": ["x"], name: ["i"]}), pa.table({"text": ["x"]})]
+    has, lacks = (f"{order.index(number)}.parquet" for number in (0, 1))
+    with pytest.raises(
+        InputError, match=rf"column '{name}' is .*not in {lacks}, which has text.*, or in none; write null"
+    ) as caught:
+        survey_tables(tmp_path, [tables[number] for number in order], Columns())
+    assert f"string in {has}" in str(caught.value)
+
+
+def test_survey_takes_default_columns_that_no_file_has_or_that_are_null(tmp_path: Path) -> None:
+    tables = [pa.table({"text": ["x"], "id": pa.nulls(1)}), pa.table({"text": ["x"]})]
+    assert [file.path for file in survey_tables(tmp_path, tables, Columns()).files] == ["0.parquet", "1.parquet"]
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_survey_leaves_a_file_without_rows_out_of_the_comparison(tmp_path: Path, order: list[int]) -> None:
+    tables = [pa.table({"text": ["x"], "id": ["i"], "n": [1]}), pa.table({"text": pa.nulls(0), "n": pa.nulls(0, pa.float32())})]
+    columns = Columns(keep=(("n", None),))
+    corpus = survey_tables(tmp_path, [tables[number] for number in order], columns)
+    assert corpus.keep_types == (("n", "int64"),)
+    assert documents(read(corpus, columns))["n"].to_pylist() == [1]
+
+
+def test_survey_checks_files_without_rows_when_there_are_no_others(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"column 'text' is not in 0\.parquet, which has body"):
+        survey_tables(tmp_path, [pa.table({"body": pa.nulls(0)})], Columns())
+
+
+def test_survey_takes_differences_in_columns_that_are_not_used(tmp_path: Path) -> None:
+    first = pa.table({"text": ["x"], "n": [1], "extra": [1]})
+    second = pa.table([pa.array(["x"]), pa.array(["1"]), pa.array([2])], names=["text", "n", "n"])
+    assert len(survey_tables(tmp_path, [first, second], Columns()).files) == 2
+
+
+def test_survey_names_the_column_and_file_of_a_type_that_cannot_be_kept(tmp_path: Path) -> None:
+    tables = [pa.table({"text": ["x"], "meta": [{"a": 1}]})]
+    message = r"keep names column 'meta' of 0.parquet: a kept column cannot have the type 'struct<a: int64>'"
+    with pytest.raises(ConfigurationError, match=message):
+        survey_tables(tmp_path, tables, Columns(keep=(("meta", None),)))
+
+
 def test_survey_takes_all_strings_for_one_type_and_a_column_of_nulls_for_any(tmp_path: Path) -> None:
     first, second = (
         pa.table(

@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lmsplit.manifests.schema import QUARANTINE
 from lmsplit.partition import records
 from lmsplit.partition.lines import LineRecords, LongLine, split_lines
-from lmsplit.partition.records import REJECTED_SCHEMA, Batch, Columns, Limits, documents_schema
+from lmsplit.partition.records import Batch, Columns, Limits, documents_schema
 
 KEPT = (
     ("name", "string"),
@@ -102,9 +103,24 @@ def test_line_is_rejected_with_its_reason(line: bytes, reason: str) -> None:
     assert row.pop("detail")
     assert row == {"source_path": "a.jsonl", "source_row": 1, "byte_offset": 100, "reason": reason,
                    "num_bytes": len(line),
-                   "sha256": hashlib.sha256(line).hexdigest(), "record": line[:4096]}  # fmt: skip
+                   "sha256": hashlib.sha256(line).hexdigest(), "record": line[:4096], "doc_id": None}  # fmt: skip
     assert batch.documents["text"].to_pylist() == ["good"]
     assert (batch.num_records, batch.num_bytes) == (2, 16 + len(line))
+
+
+@pytest.mark.parametrize(
+    ("line", "doc_id"),
+    [
+        (b'{"id": "a", "text": ""}', "a"),
+        (b'{"id": 7, "text": null}', "7"),
+        (b'{"id": "a", "text": "x", "small": 300}', "a"),
+        (b'{"id": "a", "text": "x", "score": NaN}', None),  # no JSON: nothing of it can be trusted
+        (b'{"id": [1], "text": ""}', None),
+        (b'["a"]', None),
+    ],
+)
+def test_rejected_line_keeps_its_id_where_one_can_be_read(line: bytes, doc_id: str | None) -> None:
+    assert judge(line).rejected["doc_id"].to_pylist() == [doc_id]
 
 
 @pytest.mark.parametrize(
@@ -148,7 +164,7 @@ def test_reader_starts_an_empty_batch_after_take() -> None:
     reader.add("a", 0, 0, b'{"text": "x"}')
     reader.take()
     batch = reader.take()
-    assert (batch.num_records, batch.documents.num_rows, batch.rejected.schema) == (0, 0, REJECTED_SCHEMA)
+    assert (batch.num_records, batch.documents.num_rows, batch.rejected.schema) == (0, 0, QUARANTINE)
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 4000, 10_000])

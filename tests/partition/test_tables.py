@@ -1,6 +1,7 @@
 """Parquet rows: documents or rejections, as the same records in JSON lines would be."""
 
 import hashlib
+import tracemalloc
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,7 @@ import orjson
 import pyarrow as pa
 import pytest
 
+from lmsplit.partition import tables
 from lmsplit.partition.lines import LineRecords
 from lmsplit.partition.records import Batch, Columns, Limits, documents_schema
 from lmsplit.partition.tables import TableRecords
@@ -61,7 +63,32 @@ def test_table_rejects_only_the_bad_rows() -> None:
         (13, "invalid_utf8", b"x", None),
     ]
     assert batch.rejected["sha256"][3].as_py() == hashlib.sha256(b"\xff").hexdigest()
+    assert batch.rejected["doc_id"].to_pylist() == ["1", "2", "3", "4", "5", None]
     assert (batch.num_records, batch.num_bytes) == (8, 4 + 4 + 1 + 72 + 1 + 4)
+
+
+def test_table_rejects_the_right_rows_of_a_slice() -> None:
+    table = pa.RecordBatch.from_pydict({"text": ["first", "too long", None, "fine", "also long"]}).slice(1)
+    batch = TableRecords(Columns(), (), Limits(5)).judge(table, "a.parquet", 1)
+    found = [(row["source_row"], row["record"], row["sha256"]) for row in batch.rejected.to_pylist()]
+    texts = {1: b"too long", 2: b"", 4: b"also long"}
+    assert found == [(row, text, hashlib.sha256(text).hexdigest()) for row, text in texts.items()]
+    assert batch.documents["text"].to_pylist() == ["fine"]
+
+
+def test_table_rejects_a_text_past_the_limit_without_a_copy() -> None:
+    size = 32 * 2**20
+    table = pa.RecordBatch.from_pydict({"text": ["small"] * 50 + ["x" * size] + ["small"] * 50})
+    tracemalloc.start()
+    try:
+        batch = TableRecords(Columns(), (), Limits(2**20)).judge(table, "a.parquet", 0)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert batch.rejected["reason"].to_pylist() == ["record_too_large"]
+    assert peak < size / 8
+    (value,) = tables._raw_values(table["text"].cast(pa.binary()), [50])
+    assert np.frombuffer(value, np.uint8).ctypes.data == table["text"].buffers()[2].address + 50 * len("small")
 
 
 def test_table_keeps_columns_it_does_not_have_as_null() -> None:
