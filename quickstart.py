@@ -31,7 +31,7 @@ PARTITION = """\
 input: {{paths: {corpus}, group: {group}}}
 output: {output}/manifest
 domains: {domains}
-encoder: lexical
+encoder: minilm
 """
 TRAIN = """\
 manifest: {output}/manifest

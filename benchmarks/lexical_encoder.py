@@ -17,9 +17,9 @@ from sklearn.cluster import KMeans
 from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 from sklearn.metrics import v_measure_score
 
-from lmsplit.manifests.encoder import LexicalFeatures
+from lmsplit.manifests.lexical import LexicalFeatures
 from lmsplit.partition import lexical
-from lmsplit.partition.cluster import spherical_kmeans
+from lmsplit.partition.cluster import kmeans
 
 
 class WithoutStopWords(LexicalFeatures):
@@ -58,8 +58,8 @@ def measure(name: str, corpus: pl.DataFrame, seeds: list[int]) -> dict[str, Any]
         encoder, _ = lexical.fit(sample["text"].to_list(), seed)
         fitted_ND, placed_ND = encoder.encode(sample["text"].to_list()), encoder.encode(others["text"].to_list())
         domains = corpus["label"].n_unique()
-        centroids = spherical_kmeans(fitted_ND, domains, seed).centroids_KD
-        ours.append(v_measure_score(others["label"], (placed_ND @ centroids.T).argmax(axis=1)))
+        rule = kmeans(fitted_ND, domains, seed).rule()
+        ours.append(v_measure_score(others["label"], rule.place(placed_ND).domain))
         sklearn.append(
             v_measure_score(others["label"], KMeans(domains, n_init=10, random_state=seed).fit(fitted_ND).predict(placed_ND))
         )

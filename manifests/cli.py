@@ -30,6 +30,9 @@ _ELSEWHERE: Final = {
 }
 """Commands of the other packages: name → (package and extra, one-line help)."""
 
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="directory of the encoder's model, where the manifest knows it by digest alone")
+]
 ManifestArgument = Annotated[str, typer.Argument(metavar="M", help="a manifest's directory, or <directory>@<commit number>")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
@@ -58,10 +61,11 @@ def verify(
     manifest: ManifestArgument,
     deep: Annotated[bool, typer.Option(help="read every file: digests, pages, texts, ids, splits, placement")] = False,
     sample: Annotated[int, typer.Option(min=0, help="documents to place again with --deep")] = 1000,
+    model: ModelOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Check a manifest against its commit; exit 1 when anything is wrong."""
-    findings = verify_manifest(manifest, deep=deep, sample=sample)
+    findings = verify_manifest(manifest, deep=deep, sample=sample, model=model)
     if as_json:
         print_json({"ok": not findings, "findings": [finding._asdict() for finding in findings]})
     else:

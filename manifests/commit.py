@@ -41,7 +41,7 @@ class FileEntry(Record):
 
     # Of a known folder and without dots at the start of a part: a hostile commit cannot name a file outside.
     path: str = Field(
-        pattern=r"^(plans|domains|placement|ids|data|quarantine)(/[0-9A-Za-z_-][0-9A-Za-z_.-]*)+$",
+        pattern=r"^(plans|domains|placement|ids|data|quarantine|exclusions)(/[0-9A-Za-z_-][0-9A-Za-z_.-]*)+$",
         description="POSIX path relative to the manifest",
     )
     bytes: int = Field(ge=0, description="size in bytes")

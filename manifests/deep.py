@@ -2,7 +2,7 @@
 
 ```
 held-out files, then the others:
-  each row ─► text digest and length ─► domain and split of its file ─► its id, folded into one sum
+  each row ─► text digest and length ─► tokens ─► domain and split of its file ─► its id, folded into one sum
 held-out groups ─► no training row may share one
 quarantine ─► records and bytes of each reason, as counted in the commit
 ids index ─► sorted, unique, and the same sum: so it names exactly the rows that are there
@@ -19,26 +19,26 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmsplit.manifests.commit import Amount, FileEntry
 from lmsplit.manifests.findings import Finding
-from lmsplit.manifests.placement import is_unit
+from lmsplit.manifests.placement import Encoder, is_unit
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.statistics import splits_by_file
 
-DISTANCE_TOLERANCE: Final = 1e-4
-"""Placing again on another type of CPU may round the vectors differently; on the same one distances are equal."""
 _REMEDY: Final = "do not train on it: make the manifest anew and report this"
 _MAX_EACH: Final = 3
 
 
-def verify_contents(manifest: Manifest, sample: int) -> list[Finding]:
+def verify_contents(manifest: Manifest, sample: int, encoder: Encoder | None) -> list[Finding]:
     """Check the contents of a manifest whose files and counts are sound.
 
     Args:
         manifest: the manifest.
         sample: how many documents to place again.
+        encoder: the manifest's own; may be None where the sample is empty.
 
     Returns:
         What is wrong: at most three findings of a kind for a data file, for the index, and for the sample.
@@ -50,9 +50,11 @@ def verify_contents(manifest: Manifest, sample: int) -> list[Finding]:
     for entry in heldout_first:
         findings += _first(rows.check(entry, split_of[entry.path]))
     findings += _text_bytes(manifest, rows.text_bytes)
+    findings += _tokens(manifest, rows)
     findings += _aside(manifest)
     findings += _first(_index(manifest, rows.id_sum))
-    findings += _first(_placement(manifest, sample))
+    if encoder is not None:
+        findings += _first(_placement(manifest, sample, encoder))
     return findings
 
 
@@ -71,6 +73,16 @@ def _text_bytes(manifest: Manifest, found: int) -> Iterator[Finding]:
         yield Finding("counts", "text_bytes", f"{expected} bytes", f"{found} bytes", _REMEDY)
 
 
+def _tokens(manifest: Manifest, rows: "_Rows") -> Iterator[Finding]:
+    """A count in every row, which add up to the commit's, or in none."""
+    expected = manifest.body.counts.tokens
+    if expected is None and rows.num_counted:
+        yield Finding("counts", "tokens", "null in every row", f"a number in {rows.num_counted} rows", _REMEDY)
+    elif expected is not None and (rows.num_uncounted or rows.tokens != expected):
+        found = f"{rows.tokens} tokens, null in {rows.num_uncounted} rows"
+        yield Finding("counts", "tokens", f"{expected} tokens, null in 0 rows", found, _REMEDY)
+
+
 def _aside(manifest: Manifest) -> Iterator[Finding]:
     counts = manifest.body.counts
     expected = {**counts.quarantined, **counts.duplicates}
@@ -87,20 +99,24 @@ def _aside(manifest: Manifest) -> Iterator[Finding]:
 
 
 class _Rows:
-    """Checks the rows of data files, and remembers held-out groups, the sum of the ids and the bytes of text."""
+    """Checks the rows of data files, and remembers held-out groups, the sum of the ids, the bytes of text and the tokens."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._heldout: set[str] = set()
         self.id_sum = 0
         self.text_bytes = 0
+        self.tokens = 0
+        self.num_counted = 0
+        self.num_uncounted = 0
 
     def check(self, entry: FileEntry, split: str) -> Iterator[Finding]:
         """Yield what is wrong with the rows of one data file."""
         domain, part = entry.path.split("/")[1], int(entry.path.split("part-")[1].split("-")[0])
         row = 0
         columns = ["doc_id", "text", "group", "text_sha256", "domain", "num_bytes", "split"]
-        for batch in _batches(self._manifest, entry, columns):
+        for batch in _batches(self._manifest, entry, [*columns, "num_tokens"]):
+            self._count(batch.column("num_tokens"))
             values = [batch.column(name).to_pylist() for name in columns]
             for doc_id, text, group, sha256, in_domain, num_bytes, in_split in zip(*values, strict=True):
                 data = text.encode()
@@ -115,6 +131,11 @@ class _Rows:
                 self.id_sum += _id_number(doc_id, domain, part, row)
                 self.text_bytes += len(data)
                 row += 1
+
+    def _count(self, num_tokens: pa.Array) -> None:
+        self.tokens += pc.sum(num_tokens).as_py() or 0
+        self.num_uncounted += num_tokens.null_count
+        self.num_counted += len(num_tokens) - num_tokens.null_count
 
     def _leak(self, where: str, key: str, split: str) -> Iterator[Finding]:
         if split == "heldout":
@@ -152,11 +173,11 @@ def _index(manifest: Manifest, expected_sum: int) -> Iterator[Finding]:
         yield Finding("ids_rows", "ids", "every document with its place", "other documents or places", _REMEDY)
 
 
-def _placement(manifest: Manifest, sample: int) -> Iterator[Finding]:
+def _placement(manifest: Manifest, sample: int, encoder: Encoder) -> Iterator[Finding]:
     rows = _sample(manifest, sample)
     if not rows:
         return
-    encoder, rule = manifest.encoder(), manifest.rule()
+    rule = manifest.rule()
     embeddings_ND = encoder.encode([row["text"] for row in rows])
     if not is_unit(embeddings_ND).all():
         yield Finding("placement", "data", "a unit vector for every text", "a text without one", _REMEDY)
@@ -164,9 +185,9 @@ def _placement(manifest: Manifest, sample: int) -> Iterator[Finding]:
     placed = rule.place(embeddings_ND)
     for index, row in enumerate(rows):
         domain, distance = f"d{placed.domain[index]:05d}", float(placed.distance[index])
-        near_tie = row["margin"] is not None and row["margin"] <= DISTANCE_TOLERANCE
+        near_tie = row["margin"] is not None and row["margin"] <= 2 * encoder.tolerance
         moved = domain != row["domain"] and not near_tie
-        if moved or (abs(distance - row["distance"]) > DISTANCE_TOLERANCE and domain == row["domain"]):
+        if moved or (abs(distance - row["distance"]) > encoder.tolerance and domain == row["domain"]):
             expected = f"{row['domain']} at {row['distance']:.6f}"
             yield Finding("placement", row["doc_id"], expected, f"{domain} at {distance:.6f}", _REMEDY)
 

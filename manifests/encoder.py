@@ -1,145 +1,42 @@
-"""Builds the encoder that a manifest pins: text to unit vector.
+"""Builds the encoder that a manifest pins: text to unit vector. The kinds are in `lexical` and `sentence`.
 
-`lexical` is hashed word 1- and 2-grams, TF-IDF weights and a truncated SVD (the recipe of c-BTM, arXiv 2303.14177, section
-2.1, made stateless: a hash instead of a vocabulary). It needs numpy and the standard library alone, so an auditor can place
-a text again with the base install.
-
-```
-text ─cut─► lower case ─► words ─CRC-32─► + pairs of neighbours ─► buckets
-     ─► (1 + ln count)·idf ─► · projection ─► unit length
-```
-
-`README.md` (The lexical encoder) specifies every step to the bit.
-
-Each text is encoded by itself, in one fixed order of additions, so its vector does not depend on the batch.
-This does *not* fit anything: `lmsplit.partition.lexical` does.
+Cost: nothing for `lexical`; a sentence encoder imports torch and loads its model (a few seconds).
 """
 
-import re
-import zlib
-from collections.abc import Sequence
-from itertools import pairwise
-from typing import Any, Final
+from typing import Any
 
-import numpy as np
 import numpy.typing as npt
 
 from lmsplit.manifests.errors import ManifestError
-from lmsplit.manifests.placement import Encoder, Floats
-
-LEXICAL: Final = "lexical"
-_WORD = re.compile(rb"[0-9a-z_\x80-\xff]{2,}")
-_VISIBLE = re.compile(rb"\S")
-_PAIR: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Knuth, TAOCP 3, 6.4): spreads the first word's bits
-_MIX: Final = np.uint64(0xD6E8FEB86659FD93)  # odd multiplier (assumption: any odd constant with mixed bits would do)
-_BATCH: Final = 256
+from lmsplit.manifests.lexical import LEXICAL, build_lexical
+from lmsplit.manifests.placement import Encoder
+from lmsplit.manifests.sentence import SENTENCE, build_sentence
 
 
-class LexicalFeatures:
-    """The stateless half of the lexical encoder: text → counted buckets.
-
-    Args:
-        num_buckets: size B of the feature space; a power of two.
-        max_characters: only the text's first so many characters are read.
-    """
-
-    def __init__(self, num_buckets: int, max_characters: int) -> None:
-        self.num_buckets = num_buckets
-        self.max_characters = max_characters
-
-    def _hashes(self, text: str) -> list[int]:
-        data = text[: self.max_characters].lower().encode()
-        # A text without one word (only punctuation, or single letters) still has a place: its visible bytes.
-        return list(map(zlib.crc32, _WORD.findall(data) or _VISIBLE.findall(data)))
-
-    def count(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Count the features of texts.
-
-        Returns:
-            Compressed sparse rows: `offsets` (N + 1), `buckets` (ascending inside each row) and `counts` (float32).
-        """
-        words = [self._hashes(text) for text in texts]
-        lengths = np.fromiter(map(len, words), np.int64, len(words))
-        hashes = np.fromiter((value for row in words for value in row), np.uint64, int(lengths.sum()))
-        row = np.repeat(np.arange(len(words), dtype=np.uint64), lengths)
-        neighbours = row[1:] == row[:-1]
-        pairs = ((hashes[:-1] * _PAIR) ^ hashes[1:]) * _MIX >> np.uint64(32)
-        row = np.concatenate([row, row[1:][neighbours]])
-        bucket = np.concatenate([hashes, pairs[neighbours]]) % np.uint64(self.num_buckets)
-        keys, counts = np.unique(row * np.uint64(self.num_buckets) + bucket, return_counts=True)
-        offsets = np.searchsorted(keys, np.arange(len(words) + 1, dtype=np.uint64) * np.uint64(self.num_buckets))
-        return offsets.astype(np.int64), (keys % np.uint64(self.num_buckets)).astype(np.int64), counts.astype(np.float32)
-
-
-class LexicalEncoder:
-    """The fitted lexical encoder.
-
-    Args:
-        features: how text becomes counted buckets.
-        idf_B: weight of each bucket, float32; 0 for a bucket to ignore.
-        projection_BD: float16; computed with in float32.
-    """
-
-    def __init__(self, features: LexicalFeatures, idf_B: Floats, projection_BD: npt.NDArray[np.float16]) -> None:
-        self.features = features
-        self.idf_B = idf_B
-        # In C order: a fitted projection comes transposed, and einsum's order of additions is that of the memory.
-        self.projection_BD = np.ascontiguousarray(projection_BD, dtype=np.float32)
-
-    def encode(self, texts: Sequence[str]) -> Floats:
-        """Return unit rows (N, D), float32; a row of zeros where no feature of the text is known."""
-        vectors_ND = np.zeros((len(texts), self.projection_BD.shape[1]), np.float32)
-        for start in range(0, len(texts), _BATCH):
-            offsets, buckets, counts = self.features.count(texts[start : start + _BATCH])
-            # The logarithm of float32 differs between kinds of CPU; that of float64, rounded, does not.
-            weights = (1.0 + np.log(counts, dtype=np.float64)).astype(np.float32) * self.idf_B[buckets]
-            for index, (begin, end) in enumerate(pairwise(offsets.tolist())):
-                # einsum without BLAS: one order of additions for ever; gemv's depends on length, threads and library.
-                vectors_ND[start + index] = np.einsum("f,fd->d", weights[begin:end], self.projection_BD[buckets[begin:end]])
-        return normalised(vectors_ND)
-
-
-def normalised(vectors_ND: Floats) -> Floats:
-    """Return the rows scaled to length 1 in float32; rows of zeros stay zeros."""
-    norms_N = np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND, dtype=np.float64))
-    scale_N = np.divide(1.0, norms_N, out=np.zeros_like(norms_N), where=norms_N > 0)
-    return np.asarray(vectors_ND * scale_N[:, None], dtype=np.float32)
-
-
-def describe_lexical(features: LexicalFeatures, dimensions: int) -> dict[str, Any]:
-    """Return what pins a lexical encoder besides its arrays."""
-    return {
-        "kind": LEXICAL,
-        "version": 1,
-        "num_buckets": features.num_buckets,
-        "max_characters": features.max_characters,
-        "dimensions": dimensions,
-        "precision": "float32",
-        "backend": "numpy",
-    }
-
-
-def build(description: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Encoder:
+def build(
+    description: dict[str, Any],
+    arrays: dict[str, npt.NDArray[Any]],
+    *,
+    exact: bool = False,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+) -> Encoder:
     """Build the encoder that a stored rule pins.
 
     Args:
         description: the rule's `encoder` entry.
-        arrays: its arrays (`idf_B`, `projection_BD` for the lexical one).
+        arrays: its arrays.
+        exact: refuse a machine whose vectors would differ in the last bits; for placing. `lexical` never differs by more.
+        model: directory of the model, where the description knows it by its digests alone.
+        trust_remote_code: allow a model that needs it to run its own code.
 
     Raises:
-        ManifestError: the kind is unknown to this version, or an array is missing or misshapen.
+        ManifestError: the kind is unknown to this version, or the stored form is damaged.
+        ConfigurationError: the model, its library, or (if exact) the same arithmetic is not to be had here.
     """
-    kind, version = description.get("kind"), description.get("version")
-    if (kind, version) != (LEXICAL, 1):
-        raise ManifestError(f"this manifest was placed by encoder {kind!r} version {version}: it needs a later lmsplit")
-    try:
-        features = LexicalFeatures(description["num_buckets"], description["max_characters"])
-        idf_B, projection_BD = arrays["idf_B"], arrays["projection_BD"]
-    except KeyError as error:
-        raise ManifestError(f"the placement rule lacks {error} of its lexical encoder") from error
-    kinds = tuple(str(array.dtype) for array in (idf_B, projection_BD))
-    if kinds != ("float32", "float16"):
-        raise ManifestError(f"the lexical encoder's arrays have types {kinds}: expected float32, float16")
-    if idf_B.shape != (features.num_buckets,) or projection_BD.shape != (features.num_buckets, description["dimensions"]):
-        raise ManifestError(f"the lexical encoder's arrays have shapes {idf_B.shape} and {projection_BD.shape}")
-    return LexicalEncoder(features, idf_B, projection_BD)
+    kind = description.get("kind")
+    if kind == LEXICAL:
+        return build_lexical(description, arrays)
+    if kind == SENTENCE:
+        return build_sentence(description, arrays, exact=exact, model=model, trust_remote_code=trust_remote_code)
+    raise ManifestError(f"this manifest was placed by encoder {kind!r}: it needs a later lmsplit")

@@ -9,6 +9,7 @@
   ids/00000-<sha>.parquet                             by range of the id's hash
   data/d00007/part-00000-<sha>.parquet
   quarantine/part-00000-<sha>.parquet
+  exclusions/part-00000-<sha>.parquet
   README.md                                           derived, mutable
   _work/<run id>/                                     receipts and pieces of a run
 ```
@@ -23,7 +24,7 @@ SHA_DIGITS = 16
 CARD = "README.md"
 WORK = "_work"
 COMMITS = "commits"
-FOLDERS = ("commits", "plans", "domains", "placement", "ids", "data", "quarantine")
+FOLDERS = ("commits", "plans", "domains", "placement", "ids", "data", "quarantine", "exclusions")
 
 _COMMIT = re.compile(r"([0-9]{5,})\.json")
 
@@ -94,6 +95,11 @@ def data_path(domain: str, part: int, sha256: str) -> str:
 def quarantine_path(part: int, sha256: str) -> str:
     """Return the path of part `part` of the quarantine."""
     return f"quarantine/part-{part:05d}-{sha256[:SHA_DIGITS]}.parquet"
+
+
+def exclusions_path(part: int, sha256: str) -> str:
+    """Return the path of part `part` of the exclusions."""
+    return f"exclusions/part-{part:05d}-{sha256[:SHA_DIGITS]}.parquet"
 
 
 def work_path(run_id: str) -> str:

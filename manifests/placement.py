@@ -2,6 +2,9 @@
 
     domain = argmin_k (1 - x·c_k + price_k),   ties to the lowest k
 
+A centroid is the mean of its unit vectors in the fit, so it is at most 1 long, the longer the tighter its domain; with price_k =
+|c_k|²/2 the cost is (1 + |x - c_k|²)/2, so that the nearest centroid wins. Unit centroids with prices of 0 compare cosines alone.
+
 A fast fp32 matrix product may round differently with another batch size, thread count or library. So here the matrix product
 only *nominates*: every centroid whose fp32 cost is within a proven rounding bound of the runner-up's is costed again in
 float64, row by row, and that decides. A document is therefore placed alike in any batch. Cost: one (N, D)·(D, K) product in
@@ -16,6 +19,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -31,11 +35,19 @@ Floats = npt.NDArray[np.float32]
 
 PLACED_BY_CENTROIDS = "centroids"
 UNIT_TOLERANCE = 1e-3
+DISTANCE_TOLERANCE = 1e-4
+"""Placing again on another type of CPU may round the vectors differently; on the same one distances are equal."""
 _BLOCK_ROWS = 4096
 
 
 class Encoder(Protocol):
-    """Turns texts into unit vectors; a pure function of each text alone."""
+    """Turns texts into unit vectors; a pure function of each text alone.
+
+    Attributes:
+        tolerance: distances computed again with this encoder, here, may differ by so much from those in the manifest.
+    """
+
+    tolerance: float
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """Return unit rows of shape (N, D), float32; a row of zeros where a text has nothing to encode."""
@@ -59,14 +71,14 @@ class Placements(NamedTuple):
 
 @dataclass(frozen=True)
 class PlacementRule:
-    """K unit centroids and their prices.
+    """K centroids and their prices.
 
     Args:
-        centroids_KD: unit rows, float32.
-        prices_K: additive costs, float64; zeros unless the domains are balanced.
+        centroids_KD: float32; rows longer than 0, and at most 1 long.
+        prices_K: additive costs, float64.
 
     Raises:
-        ValueError: shapes do not fit, a value is not finite, or a centroid is not a unit vector.
+        ValueError: shapes do not fit, a value is not finite, or a centroid is zero or longer than 1.
 
     >>> rule = PlacementRule(np.eye(2, dtype=np.float32), np.zeros(2))
     >>> placed = rule.place(np.array([[0.6, 0.8]], dtype=np.float32))
@@ -81,9 +93,15 @@ class PlacementRule:
         centroids, prices = self.centroids_KD, self.prices_K
         if centroids.ndim != 2 or prices.shape != centroids.shape[:1] or not len(prices):
             raise ValueError(f"centroids have shape {centroids.shape}, prices {prices.shape}: expected (K, D) and (K,)")
-        norms = np.sqrt(np.einsum("kd,kd->k", centroids, centroids, dtype=np.float64))
-        if not (np.isfinite(prices).all() and np.all(np.abs(norms - 1) <= UNIT_TOLERANCE)):
-            raise ValueError("centroids must be finite unit vectors and prices finite")
+        norms_K = lengths(centroids)
+        if not (np.isfinite(prices).all() and np.all((norms_K > 0) & (norms_K <= 1 + UNIT_TOLERANCE))):
+            raise ValueError("centroids must be finite, longer than 0 and at most 1 long, and prices finite")
+
+    @cached_property
+    def _lengths(self) -> npt.NDArray[np.float64]:
+        lengths_K = lengths(self.centroids_KD)
+        # A unit vector in float32 is not exactly 1 long; its cosine is the product as it is.
+        return np.where(np.abs(lengths_K - 1) <= 1e-6, 1.0, lengths_K)
 
     @property
     def num_domains(self) -> int:
@@ -115,13 +133,14 @@ class PlacementRule:
     def _place_block(self, block_ND: Floats) -> Placements:
         num_rows, num_domains = len(block_ND), self.num_domains
         fast_NK = (self.prices_K + 1.0) - block_ND @ self.centroids_KD.T
-        # |fp32 dot - exact dot| <= gamma_D * |x||c|, doubled because two such errors meet in a comparison (Higham, 3.1).
+        # |fp32 dot - exact dot| <= gamma_D * |x||c| (Higham, 3.1) with |c| <= 1; doubled, because two such errors meet.
         slack = 4 * self.centroids_KD.shape[1] * float(np.finfo(np.float32).eps)
         ranked = min(2, num_domains) - 1
         limit_N = np.partition(fast_NK, ranked, axis=1)[:, ranked] + slack
         row, domain = np.nonzero(fast_NK <= limit_N[:, None])
-        cosine = np.einsum("nd,nd->n", block_ND[row].astype(np.float64), self.centroids_KD[domain].astype(np.float64))
-        cost = 1.0 - cosine + self.prices_K[domain]
+        dot = np.einsum("nd,nd->n", block_ND[row].astype(np.float64), self.centroids_KD[domain].astype(np.float64))
+        cost = 1.0 - dot + self.prices_K[domain]
+        cosine = dot / self._lengths[domain]
         order = np.lexsort((domain, cost, row))
         first = np.searchsorted(row[order], np.arange(num_rows))
         best = order[first]
@@ -139,11 +158,22 @@ class PlacementRule:
         )
 
 
+def lengths(vectors_ND: Floats) -> npt.NDArray[np.float64]:
+    """Return (N,) the Euclidean length of each row, in float64."""
+    return np.asarray(np.sqrt(np.einsum("nd,nd->n", vectors_ND, vectors_ND, dtype=np.float64)))
+
+
 def is_unit(embeddings_ND: Floats) -> npt.NDArray[np.bool_]:
     """Return (N,) whether each row is finite and has length 1 within 0.001; only such rows can be placed."""
     with np.errstate(invalid="ignore", over="ignore"):
-        norms_N = np.sqrt(np.einsum("nd,nd->n", embeddings_ND, embeddings_ND, dtype=np.float64))
-        return np.asarray(np.abs(norms_N - 1.0) <= UNIT_TOLERANCE)
+        return np.asarray(np.abs(lengths(embeddings_ND) - 1.0) <= UNIT_TOLERANCE)
+
+
+def normalised(vectors_ND: Floats) -> Floats:
+    """Return the rows scaled to length 1 in float32; rows of zeros stay zeros."""
+    norms_N = lengths(vectors_ND)
+    scale_N = np.divide(1.0, norms_N, out=np.zeros_like(norms_N), where=norms_N > 0)
+    return np.asarray(vectors_ND * scale_N[:, None], dtype=np.float32)
 
 
 class PlacementFiles(NamedTuple):

@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from lmsplit.manifests import encoder as encoders
 from lmsplit.manifests.commit import Body, Commit, FileEntry, read_commit
 from lmsplit.manifests.errors import DamagedError, ManifestError
+from lmsplit.manifests.lookup import Lookup, find
 from lmsplit.manifests.placement import Encoder, PlacementFiles, PlacementRule, StoredRule, parse_rule
 from lmsplit.manifests.schema import FIXED_COLUMNS, SPLITS
 from lmsplit.manifests.store import Store, file_sha256, local_path
@@ -128,11 +129,29 @@ class Manifest:
             self.domain(domain)
         if split is not None and split not in SPLITS:
             raise ManifestError(f"there is no split {split!r}: expected one of {', '.join(SPLITS)}")
-        known = [*FIXED_COLUMNS, *self.body.columns]
-        if unknown := [name for name in columns or () if name not in known]:
-            raise ManifestError(f"{self.store.root} has no columns {unknown}: it has {', '.join(known)}")
+        self._check_columns(columns or ())
         for entry in self.data_files(domain):
             yield from self._read(entry, split, columns)
+
+    def find(self, doc_id: str, columns: Sequence[str] | None = None) -> Lookup:
+        """Find what became of an id, through the index: the cost is one row group, whatever the manifest's size.
+
+        Args:
+            doc_id: the id; a record without one has `<source_path>:<source_row>`.
+            columns: read these columns of the document only; all when None. With none, its data file is not opened.
+
+        Raises:
+            ManifestError: no such column.
+            DamagedError: a file is missing, cannot be read, or the index leads to another document.
+        """
+        self._check_columns(columns or ())
+        every = [*FIXED_COLUMNS, *self.body.columns]
+        return find(self.store, self.body, doc_id, every if columns is None else columns)
+
+    def _check_columns(self, columns: Sequence[str]) -> None:
+        known = [*FIXED_COLUMNS, *self.body.columns]
+        if unknown := [name for name in columns if name not in known]:
+            raise ManifestError(f"{self.store.root} has no columns {unknown}: it has {', '.join(known)}")
 
     def _read(self, entry: FileEntry, split: str | None, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
         path = self.store.path(entry.path)
@@ -164,9 +183,22 @@ class Manifest:
         """Return the placement rule."""
         return self.stored_rule.rule
 
-    def encoder(self) -> Encoder:
-        """Build the encoder that the rule was fitted for."""
-        return encoders.build(self.stored_rule.encoder, self.stored_rule.encoder_arrays)
+    def encoder(self, *, exact: bool = False, model: str | None = None, trust_remote_code: bool = False) -> Encoder:
+        """Build the encoder that the rule was fitted for.
+
+        Args:
+            exact: refuse a machine whose vectors would differ in the last bits from those in the manifest.
+            model: directory of the model, where the manifest knows it by its digests alone.
+            trust_remote_code: allow a model that needs it to run its own code.
+
+        Raises:
+            ManifestError: the stored form is damaged, or the model found is another one than pinned.
+            ConfigurationError: the model, its library, or (if exact) the same arithmetic is not to be had here.
+        """
+        stored = self.stored_rule
+        return encoders.build(
+            stored.encoder, stored.encoder_arrays, exact=exact, model=model, trust_remote_code=trust_remote_code
+        )
 
     def copy_placement(self, directory: Path) -> None:
         """Copy all that placing a text needs into `directory`: see `open_placement`."""
@@ -208,14 +240,19 @@ def placement_origin(directory: Path) -> str:
         raise ManifestError(f"{directory} holds no placement rule: {error}") from error
 
 
-def open_placement(directory: Path) -> tuple[PlacementRule, Encoder, tuple[Domain, ...]]:
+def open_placement(directory: Path, model: str | None = None) -> tuple[PlacementRule, Encoder, tuple[Domain, ...]]:
     """Open a copy that `Manifest.copy_placement` made.
+
+    Args:
+        directory: the copy.
+        model: directory of the encoder's model, where the rule knows it by its digests alone.
 
     Returns:
         The rule, its encoder, and the domains.
 
     Raises:
         ManifestError: a file is missing or its digest is not the one recorded.
+        ConfigurationError: the encoder's model or library is not to be had here.
     """
     try:
         index = json.loads((directory / PLACEMENT_INDEX).read_text())["files"]
@@ -227,7 +264,7 @@ def open_placement(directory: Path) -> tuple[PlacementRule, Encoder, tuple[Domai
         domains = _read_domains(paths["domains"], index["domains"]["file"])
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ManifestError(f"{directory} holds no placement rule: {error}") from error
-    return stored.rule, encoders.build(stored.encoder, stored.encoder_arrays), domains
+    return stored.rule, encoders.build(stored.encoder, stored.encoder_arrays, model=model), domains
 
 
 def _read_rule(store: Store, body: Body) -> StoredRule:

@@ -55,7 +55,12 @@ DOMAIN_FIELDS: Final[tuple[Row, ...]] = (
     ("num_heldout", pa.int64(), False, "documents of split heldout"),
     ("num_excluded", pa.int64(), False, "documents of split excluded"),
     ("mean_distance", pa.float64(), True, "mean of distance over the domain's documents"),
-    ("price", pa.float64(), False, "the domain's additive cost in placement; 0 unless balancing"),
+    (
+        "price",
+        pa.float64(),
+        False,
+        "additive cost in placement: half the centroid's squared length, and what balances",
+    ),
 )
 
 ID_FIELDS: Final[tuple[Row, ...]] = (
@@ -78,6 +83,12 @@ QUARANTINE_FIELDS: Final[tuple[Row, ...]] = (
     ("doc_id", pa.string(), True, "its id, where one could be read"),
 )
 
+EXCLUSION_FIELDS: Final[tuple[Row, ...]] = (
+    ("doc_id", pa.string(), False, "a document of split 'excluded'"),
+    ("heldout_doc_id", pa.string(), False, "the held-out document that it nearly repeats"),
+    ("similarity", pa.float32(), False, "Jaccard similarity of their sets of word 5-grams, 0 to 1"),
+)
+
 
 def _schema(fields: tuple[Row, ...]) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=nullable) for name, kind, nullable, _ in fields])
@@ -86,6 +97,7 @@ def _schema(fields: tuple[Row, ...]) -> pa.Schema:
 DOMAINS: Final = _schema(DOMAIN_FIELDS)
 IDS: Final = _schema(ID_FIELDS)
 QUARANTINE: Final = _schema(QUARANTINE_FIELDS)
+EXCLUSIONS: Final = _schema(EXCLUSION_FIELDS)
 
 
 def documents(keep: pa.Schema | None = None, *, placement_sha256: str | None = None) -> pa.Schema:

@@ -9,7 +9,7 @@ Cost: one footer a file; with `--deep` one read of everything. It changes nothin
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
@@ -22,51 +22,71 @@ from lmsplit.manifests import schema
 from lmsplit.manifests.card import render_card
 from lmsplit.manifests.commit import FileEntry, read_commit, versions
 from lmsplit.manifests.deep import verify_contents
-from lmsplit.manifests.errors import DamagedError
+from lmsplit.manifests.errors import ConfigurationError, DamagedError
 from lmsplit.manifests.findings import Finding
 from lmsplit.manifests.layout import CARD, FOLDERS, commit_path
-from lmsplit.manifests.reader import Manifest
+from lmsplit.manifests.placement import Encoder
+from lmsplit.manifests.reader import Domain, Manifest
 from lmsplit.manifests.statistics import splits_by_file
 from lmsplit.manifests.store import file_sha256
 
 _RESTORE: Final = "restore the file from a copy, or make the manifest anew"
 _REPORT: Final = "make the manifest anew and report this"
+_NO_TOKENS: Final = "null"
 
 
-def verify_manifest(location: str | Path, *, deep: bool = False, sample: int = 1000) -> list[Finding]:
+def verify_manifest(location: str | Path, *, deep: bool = False, sample: int = 1000, model: str | None = None) -> list[Finding]:
     """Check a manifest.
 
     Args:
         location: as for `Manifest.open`.
         deep: read every file.
-        sample: with `deep`, how many documents to place again.
+        sample: with `deep`, how many documents to place again; this needs the encoder's library, 0 does not.
+        model: directory of the encoder's model, where the manifest knows it by its digests alone.
 
     Returns:
         What is wrong; nothing for a sound manifest. What the files hold is looked into only once all of them are sound.
 
     Raises:
         ManifestError: there is nothing to check: no manifest, no such commit, or one of an unknown format version.
+        ConfigurationError: documents are to be placed again, and the encoder's model or library is not to be had here.
     """
     try:
         manifest = Manifest.open(location)
     except DamagedError as error:
         return [_damaged(error)]
+    encoder, damage = _encoder(manifest, model) if deep and sample else (None, [])
     findings = list(_files(manifest))
     if deep:
-        findings += _digests(manifest, {finding.where for finding in findings})
+        broken = {finding.where for finding in findings}
+        findings += _digests(manifest, [entry for entry in manifest.body.files if entry.path not in broken])
+    findings += damage
     findings += _footers(manifest, {finding.where for finding in findings})
     if not findings:
-        findings = _contents(manifest, deep, sample)
+        findings = _contents(manifest, deep, sample, encoder)
     return findings + list(_untracked(manifest))
 
 
-def _contents(manifest: Manifest, deep: bool, sample: int) -> list[Finding]:
+def _encoder(manifest: Manifest, model: str | None) -> tuple[Encoder | None, list[Finding]]:
+    """Build the encoder before anything is read: what is missing here should not be learned an hour later."""
+    placement = [entry for entry in manifest.body.files if entry.path.startswith("placement/")]
+    if any(not manifest.store.path(entry.path).is_file() for entry in placement) or _digests(manifest, placement):
+        return None, []  # found again among all the files
+    try:
+        return manifest.encoder(model=model), []
+    except DamagedError as error:
+        return None, [_damaged(error)]
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}. Or check all but the placement: --deep --sample 0") from error
+
+
+def _contents(manifest: Manifest, deep: bool, sample: int, encoder: Encoder | None) -> list[Finding]:
     findings: list[Finding] = []
     try:
         findings += _counts(manifest)
         findings += _card(manifest)
         if deep:
-            findings += verify_contents(manifest, sample)
+            findings += verify_contents(manifest, sample, encoder)
     except DamagedError as error:
         findings.append(_damaged(error))
     return findings
@@ -85,8 +105,7 @@ def _files(manifest: Manifest) -> Iterator[Finding]:
             yield Finding("file_size", entry.path, f"{entry.bytes} bytes", f"{size} bytes", _RESTORE)
 
 
-def _digests(manifest: Manifest, broken: set[str]) -> list[Finding]:
-    entries = [entry for entry in manifest.body.files if entry.path not in broken]
+def _digests(manifest: Manifest, entries: Sequence[FileEntry]) -> list[Finding]:
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashlib lets other threads run
         found = threads.map(lambda entry: file_sha256(manifest.store.path(entry.path)), entries)
         return [
@@ -102,6 +121,7 @@ def _footers(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
     rule = next(entry.sha256 for entry in body.files if entry.path == body.placement)
     data = schema.documents(keep, placement_sha256=rule)
     by_folder = {"data": data, "domains": schema.DOMAINS, "ids": schema.IDS, "quarantine": schema.QUARANTINE}
+    by_folder["exclusions"] = schema.EXCLUSIONS
     for entry in manifest.body.files:
         expected = by_folder.get(entry.path.split("/")[0])
         if expected is not None and entry.path not in broken:
@@ -144,15 +164,25 @@ def _counts(manifest: Manifest) -> Iterator[Finding]:
         ("data", published, rows["data"]),
         ("ids", published, rows["ids"]),
         ("quarantine", sum(amount.records for amount in aside), rows["quarantine"]),
+        ("exclusions", body.splits.get("excluded", 0) if rows["exclusions"] else 0, rows["exclusions"]),
         ("splits", published, sum(body.splits.values())),
         ("domains", published, sum(domain.documents for domain in domains)),
         ("domains bytes", counts.text_bytes, sum(domain.num_bytes for domain in domains)),
+        ("domains tokens", _NO_TOKENS if counts.tokens is None else counts.tokens, _tokens_of(domains)),
         *((f"split {s}", body.splits.get(s, 0), sum(d.splits[s] for d in domains)) for s in schema.SPLITS),
         *((f"files of split {s}", body.splits.get(s, 0), _rows_of_split(manifest, split_of, s)) for s in schema.SPLITS),
         *((d.domain, d.documents, sum(e.rows or 0 for e in manifest.data_files(d.domain))) for d in domains),
     ):
         if expected != found:
             yield Finding("counts", where, str(expected), str(found), _REPORT)
+
+
+def _tokens_of(domains: Sequence[Domain]) -> int | str:
+    """Return the domains' tokens; they are counted in every domain or in none."""
+    counted = [domain.num_tokens for domain in domains if domain.num_tokens is not None]
+    if counted and len(counted) < len(domains):
+        return f"null in {len(domains) - len(counted)} of {len(domains)} domains"
+    return sum(counted) if counted else _NO_TOKENS
 
 
 def _rows_of_split(manifest: Manifest, split_of: dict[str, str], split: str) -> int:

@@ -5,17 +5,23 @@ Keys whose work comes with a later release are known here and refused with a mes
 
 import os
 import re
-from typing import Annotated, Any, Final, Literal
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from lmsplit.manifests.configuration import Strict
+from lmsplit.manifests.lexical import LEXICAL
+from lmsplit.manifests.model_files import MINILM
 from lmsplit.manifests.schema import DOCUMENT_FIELDS
+from lmsplit.manifests.sentence import Precision
 
 MIN_SAMPLE: Final = 10_000
 SAMPLE_PER_DOMAIN: Final = 256
 MIN_HELDOUT_PER_DOMAIN: Final = 200
 MAX_HELDOUT_FRACTION: Final = 0.1
+MAX_HELDOUT_DOCUMENTS: Final = 2_000_000
+"""Where near-duplicates are searched for. Assumption: their index then maps 480 MB at threshold 0.8, and takes 1 GB to build."""
 
 _LATER: Final = "comes with a later release; leave it out for now"
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -77,6 +83,37 @@ class Input(Strict):
         return value
 
 
+class Encoder(Strict):
+    """What turns text into vectors: a sentence-transformers model, or `lexical`."""
+
+    model: str = Field(default=MINILM, min_length=1, description="minilm, lexical, a model's directory, or a hub id")
+    revision: str | None = Field(default=None, description="of a hub id: 40 hexadecimal digits of a commit")
+    max_tokens: int = Field(
+        default=128, ge=8, le=8192, description="a text's first so many tokens are read, by the model's tokenizer"
+    )
+    batch_size: int | None = Field(default=None, ge=1, description="texts of max_tokens in a batch [16 on a CPU, 256 on a GPU]")
+    device: Literal["cpu", "cuda"] | None = Field(default=None, description="where to compute [a GPU where there is one]")
+    backend: Literal["torch"] = Field(default="torch", description="what computes; onnx and openvino are not supported")
+    precision: Precision | None = Field(default=None, description="of the model [bfloat16 where it is fast, else float32]")
+    trust_remote_code: bool = Field(default=False, description="run code that comes with a hub model, at a pinned revision")
+
+    @model_validator(mode="after")
+    def _lexical_has_no_model(self) -> Self:
+        given = sorted(self.model_fields_set - {"model"})
+        if self.model == LEXICAL and any(getattr(self, key) != type(self).model_fields[key].default for key in given):
+            raise ValueError(f"{', '.join(given)} belong to a model, and lexical has none: leave them out")
+        if self.trust_remote_code and not self.revision:
+            raise ValueError("trust_remote_code needs a hub id with a revision: code that may change cannot be trusted")
+        return self
+
+    def content(self) -> dict[str, Any]:
+        """Return the keys that determine vectors, but for a directory's name: its files have digests in the plan."""
+        if self.model == LEXICAL:
+            return {"model": LEXICAL}
+        values = self.model_dump(mode="json")
+        return values | {"model": "directory"} if Path(self.model).is_dir() else values
+
+
 class Executor(Strict):
     """What runs the stages."""
 
@@ -97,12 +134,19 @@ class Partition(Strict):
     input: Input = Field(description="the corpus: a path, a glob, a list of them, or a mapping with columns")
     output: str = Field(min_length=1, description="the manifest's directory")
     domains: int = Field(ge=1, le=100_000, description="number of domains k")
-    encoder: Literal["lexical"] = Field(default="lexical", description="what turns text into vectors")
+    encoder: Encoder = Field(default_factory=Encoder, description="minilm, lexical, or a mapping: what turns text into vectors")
     sample_size: int | None = Field(default=None, ge=1, description="documents to cluster [256 x domains, at least 10,000]")
     heldout_fraction: float = Field(default=0.01, ge=0, le=MAX_HELDOUT_FRACTION, description="share of documents held out")
+    near_duplicate_threshold: float | None = Field(
+        default=0.8,
+        ge=0.5,
+        le=1,
+        description="Jaccard similarity of word 5-grams to a held-out text that excludes one; null: off",
+    )
     max_bad_fraction: float = Field(default=0.001, ge=0, le=1, description="share of records that may be quarantined")
     max_record_bytes: Bytes = Field(default=64 * 2**20, ge=1024, le=2**30, description="longest record read, in bytes")
     duplicate_ids: Literal["error", "quarantine"] = Field(default="error", description="what to do with a repeated id")
+    tokenizer: str | None = Field(default=None, min_length=1, description="tokenizer.json, its directory or a hub id: num_tokens")
     shard_size: Bytes = Field(default=256 * 10**6, ge=2**20, description="text bytes in one data file, at most by one piece")
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of every random choice")
     executor: Executor = Field(default_factory=Executor, description="what runs the stages")
@@ -112,7 +156,7 @@ class Partition(Strict):
     def _later(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        later = ("agreement", "max_imbalance", "near_duplicate_threshold", "tokenizer", "keep_embeddings", "gate")
+        later = ("agreement", "max_imbalance", "keep_embeddings", "gate")
         for key in later:
             if values.get(key) not in (None, False):
                 raise ValueError(f"{key}: {_LATER}")
@@ -132,10 +176,12 @@ class Partition(Strict):
 
     @field_validator("encoder", mode="before")
     @classmethod
-    def _lexical(cls, value: Any) -> Any:
-        if value != "lexical":
-            raise ValueError(f"encoder {value!r} {_LATER}; this release has encoder: lexical")
-        return value
+    def _by_name(cls, value: Any) -> Any:
+        if value == "cascade":
+            raise ValueError(f"cascade {_LATER}")
+        if isinstance(value, str) and value not in {MINILM, LEXICAL}:
+            raise ValueError("expected minilm, lexical, or a mapping such as {model: <directory or hub id>, revision: <commit>}")
+        return {"model": value} if isinstance(value, str) else value
 
     @property
     def wanted_sample(self) -> int:
@@ -144,5 +190,6 @@ class Partition(Strict):
 
     def content(self) -> dict[str, Any]:
         """Return the keys that determine the manifest's content: not the output, the executor, or where the input lies."""
-        values = self.model_dump(mode="json", exclude={"output": True, "executor": True, "input": {"paths"}})
-        return values | {"sample_size": self.wanted_sample}
+        excluded: Any = {"output": True, "executor": True, "encoder": True, "tokenizer": True, "input": {"paths"}}
+        values = self.model_dump(mode="json", exclude=excluded)
+        return values | {"encoder": self.encoder.content(), "sample_size": self.wanted_sample}

@@ -12,7 +12,7 @@ import multiprocessing
 import multiprocessing.connection
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
@@ -74,6 +74,9 @@ class EachTask(PipelineStep):
 class LocalExecutor(LocalPipelineExecutor):
     """Datatrove's local executor on a pool that notices a killed worker; datatrove's waits for it for ever."""
 
+    gpus: Sequence[str] = ()
+    """GPUs to share out among the workers, one each."""
+
     def run(self) -> None:
         """Run every rank.
 
@@ -87,7 +90,9 @@ class LocalExecutor(LocalPipelineExecutor):
             return
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["lmsplit.partition.pipeline"])
-        pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_end_with_parent)
+        begun = context.Value("i", 0)
+        setting = (begun, tuple(self.gpus), max(1, (os.cpu_count() or 1) // self.workers))
+        pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin, initargs=setting)
         try:
             for future in as_completed([pool.submit(self._run_quietly, rank) for rank in ranks]):
                 future.result()
@@ -105,6 +110,25 @@ class LocalExecutor(LocalPipelineExecutor):
             return self._run_for_rank(rank, local_rank=1)
 
 
+def _begin(begun: Any, gpus: Sequence[str], num_threads: int) -> None:
+    """Begin a worker: it ends with the command, has a GPU to itself, and its share of the cores."""
+    _end_with_parent()
+    with begun.get_lock():
+        number, begun.value = begun.value, begun.value + 1
+    if gpus:  # before torch is imported, which looks once
+        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
+    os.environ["RAYON_NUM_THREADS"] = os.environ["POLARS_MAX_THREADS"] = str(num_threads)
+    os.environ["TOKENIZERS_PARALLELISM"] = "true" if num_threads > 1 else "false"
+
+
+def visible_gpus() -> tuple[str, ...]:
+    """Return the GPUs that this process may use, as `CUDA_VISIBLE_DEVICES` names them."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return tuple(given.split(",")) if given else tuple(map(str, range(torch.cuda.device_count())))
+
+
 def _end_with_parent() -> None:
     """End this worker when the command is killed: it would wait for ever for work, and hold the caller's pipes open."""
     parent = multiprocessing.parent_process()
@@ -117,29 +141,34 @@ def _end_with_parent() -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_stage(stage: Stage, workers: int) -> None:
+def run_stage(stage: Stage, workers: int, gpus: Sequence[str] = ()) -> None:
     """Do what is left of a stage.
 
     Args:
-        stage: the stage.
+        stage: the stage; one without tasks is passed over.
         workers: processes at a time.
+        gpus: where the stage computes on GPUs, those to use: one process each, whatever `workers` says.
 
     Raises:
         LmsplitError: a task failed, or a worker was killed; finished tasks keep their receipts.
     """
+    if not stage.num_tasks:
+        return
     num_left = stage.num_tasks - len(stage.run.done(stage.name))
     with Progress(stage.run, stage.name, stage.num_tasks):
         if num_left:
-            workers = min(workers, num_left)
+            workers = min(len(gpus) or workers, num_left)
             # Several ranks a worker even out units of unequal cost; a rank costs datatrove a log file.
             ranks = min(stage.num_tasks, workers if workers == 1 else 8 * workers)
-            LocalExecutor(
+            executor = LocalExecutor(
                 [EachTask(stage)],
                 tasks=ranks,
                 workers=workers,
                 logging_dir=str(stage.run.folder(f"logs/{stage.name}")),
                 skip_completed=False,
-            ).run()
+            )
+            executor.gpus = gpus
+            executor.run()
     missing = stage.num_tasks - len(stage.run.done(stage.name))
     if missing:
         raise LmsplitError(f"stage {stage.name}: {missing} of {stage.num_tasks} tasks left no receipt: run it again")

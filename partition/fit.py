@@ -1,36 +1,33 @@
 """Fits the placement rule on the sample: encoder, centroids, labels, and the held-out threshold. One task.
 
 ```
-scan's sample ─► minus duplicates and held-out groups ─► the wanted_sample lowest hashes
-    ─► lexical.fit ─► encode ─► cluster ─► placement/<sha>.safetensors + .json
-                                      └─► label ─► keywords and representatives, in the receipt
+sample's documents ─► their vectors, from encode (or lexical.fit ─► encode, here)
+    ─► cluster ─► placement/<sha>.safetensors + .json
+               └► label ─► keywords and representatives, in the receipt
 ```
 
-Memory: the sample's texts and vectors. The sample and the held-out set are disjoint: what is evaluated on did not shape the rule.
+Memory: the sample's texts and vectors.
 """
 
 import hashlib
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 
-from lmsplit.manifests.commit import Amount
-from lmsplit.manifests.encoder import describe_lexical
-from lmsplit.manifests.errors import InputError
 from lmsplit.manifests.layout import placement_path
-from lmsplit.manifests.placement import PlacementFiles, PlacementRule, is_unit, store_rule
+from lmsplit.manifests.lexical import describe_lexical
+from lmsplit.manifests.placement import Floats, PlacementFiles, is_unit, store_rule
 from lmsplit.partition import lexical
-from lmsplit.partition.cluster import spherical_kmeans
-from lmsplit.partition.config import MAX_HELDOUT_FRACTION, MIN_HELDOUT_PER_DOMAIN, Partition
-from lmsplit.partition.hashing import chosen
-from lmsplit.partition.ids import losers
+from lmsplit.partition.cluster import kmeans
+from lmsplit.partition.config import MAX_HELDOUT_DOCUMENTS, MAX_HELDOUT_FRACTION, MIN_HELDOUT_PER_DOMAIN, Partition
+from lmsplit.partition.encode import sample_vectors
 from lmsplit.partition.label import excerpt, label_domains
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.run import Run
+from lmsplit.partition.sample import pinned_encoder, sample_rows, total
 
 TIER: Final = "fit: reproducible on one CPU type; placement: byte-identical"
 
@@ -60,30 +57,26 @@ class Fit:
             InputError: the corpus has no documents, or nothing to cluster by.
             ConfigurationError: more domains than different documents.
         """
-        planned = Planned(self.run)
-        configuration = planned.configuration
-        accepted = total(self.run, self.scan, planned.num_units, "accepted")
-        sample = select_sample(self.run, self.scan)
-        if sample.is_empty():
-            raise InputError(_nothing_to_cluster(accepted.records))
-        texts = sample["text"].to_list()
-        encoder, arrays = lexical.fit(texts, configuration.seed)
-        embeddings_ND = encoder.encode(texts)
+        configuration = Planned(self.run).configuration
+        accepted = total(self.run, self.scan, Planned(self.run).num_units, "accepted")
+        encoded = encode_sample(self.run, configuration.seed)
+        texts, embeddings_ND = encoded.rows["text"].to_list(), encoded.embeddings_ND
         usable = np.flatnonzero(is_unit(embeddings_ND))
-        clusters = spherical_kmeans(embeddings_ND[usable], configuration.domains, configuration.seed)
-        rule = PlacementRule(clusters.centroids_KD, np.zeros(configuration.domains))
+        clusters = kmeans(embeddings_ND[usable], configuration.domains, configuration.seed)
+        rule = clusters.rule()
         placed = rule.place(embeddings_ND[usable])
         labels = label_domains([texts[i] for i in usable], placed.domain, placed.distance, configuration.domains)
-        ids = sample["doc_id"].to_list()
+        ids = encoded.rows["doc_id"].to_list()
         facts = {
-            "documents": len(sample),
+            "documents": len(texts),
             "heldout_fraction": heldout_fraction(configuration, accepted.records, placed.domain),
-            "mean_cosine": clusters.mean_cosine,
+            "mean_squared_distance": clusters.mean_squared_distance,
+            "prices": rule.prices_K.tolist(),
             "tier": TIER,
             "labels": [_label(label, [int(usable[i]) for i in label.representatives], ids, texts) for label in labels],
         }
-        description = describe_lexical(encoder.features, encoder.projection_BD.shape[1])
-        self.run.finish(self.name, task, {}, facts | self._store(store_rule(rule, description, arrays)))
+        files = store_rule(rule, encoded.description, encoded.arrays)
+        self.run.finish(self.name, task, {}, facts | self._store(files))
 
     def _store(self, files: PlacementFiles) -> dict[str, Any]:
         entries = []
@@ -95,13 +88,35 @@ class Fit:
         return {"files": entries, "placement": entries[1]["path"], "placement_sha256": entries[1]["sha256"]}
 
 
-def _nothing_to_cluster(num_documents: int) -> str:
-    if num_documents:
-        return (
-            f"all {num_documents} usable documents are in groups that may be held out: set heldout_fraction: 0, "
-            "or name a group column with more groups"
-        )
-    return "the input has 0 usable documents: nothing to cluster. Is the text column right?"
+class EncodedSample(NamedTuple):
+    """The clustering sample with its vectors, and what pins their encoder."""
+
+    rows: pl.DataFrame
+    """by rising sample hash."""
+    embeddings_ND: Floats
+    description: dict[str, Any]
+    arrays: dict[str, npt.NDArray[Any]]
+
+
+def encode_sample(run: Run, seed: int) -> EncodedSample:
+    """Return the sample encoded: by the pinned encoder, which has done so already, or by one fitted here.
+
+    Args:
+        run: the run, with its sample chosen, and encoded where an encoder is pinned.
+        seed: of the fit.
+
+    Raises:
+        InputError: no two documents share a word for `lexical` to go by.
+    """
+    rows = sample_rows(run)
+    order = rows.with_row_index().sort("sample_hash", "unit", "ordinal")["index"].to_numpy()
+    rows = rows[order]
+    if pinned := pinned_encoder(run):
+        return EncodedSample(rows, sample_vectors(run)[1][order], *pinned)
+    texts = rows["text"].to_list()
+    encoder, arrays = lexical.fit(texts, seed)
+    description = describe_lexical(encoder.features, encoder.projection_BD.shape[1])
+    return EncodedSample(rows, encoder.encode(texts), description, arrays)
 
 
 def _label(label: Any, representatives: list[int], ids: list[str], texts: list[str]) -> dict[str, Any]:
@@ -113,13 +128,10 @@ def _label(label: Any, representatives: list[int], ids: list[str], texts: list[s
     }
 
 
-def total(run: Run, stage: str, num_tasks: int, key: str) -> Amount:
-    """Return the sum of an amount over a stage's receipts."""
-    return sum((Amount.model_validate(receipt[key]) for receipt in run.receipts(stage, num_tasks)), Amount())
-
-
 def heldout_fraction(configuration: Partition, num_documents: int, domain_N: npt.NDArray[np.int64]) -> float:
     """Return the share to hold out: as configured, but at least 200 documents expected of each domain, at most a tenth.
+
+    Where near-duplicates are searched for, also at most so many documents as their index takes.
 
     Args:
         configuration: its `heldout_fraction`; 0 holds nothing out.
@@ -130,31 +142,5 @@ def heldout_fraction(configuration: Partition, num_documents: int, domain_N: npt
         return 0.0
     smallest = np.bincount(domain_N, minlength=configuration.domains).min() / len(domain_N)
     needed = MIN_HELDOUT_PER_DOMAIN / max(num_documents * smallest, 1)
-    return float(min(MAX_HELDOUT_FRACTION, max(configuration.heldout_fraction, needed)))
-
-
-def sample_is_short(run: Run, scan: str) -> bool:
-    """Return whether a scan proposed fewer documents than the sample needs, though there are more."""
-    planned = Planned(run)
-    accepted = total(run, scan, planned.num_units, "accepted")
-    proposed = sum(receipt["pieces"].get("sample", {"rows": 0})["rows"] for receipt in run.receipts(scan, planned.num_units))
-    # Held-out groups and losers are dropped from the proposals, at most a tenth and few.
-    return bool(proposed < min(1.2 * planned.configuration.wanted_sample, accepted.records))
-
-
-def select_sample(run: Run, scan: str) -> pl.DataFrame:
-    """Return the clustering sample, by rising hash: no repeated id, nothing that may be held out, at most as many as wanted.
-
-    How much is held out is known only after the fit, so all that could be, a tenth at most, stays out of the sample.
-    """
-    planned = Planned(run)
-    receipts = run.receipts(scan, planned.num_units)
-    tables = [run.table(receipt, "sample") for receipt in receipts if "sample" in receipt["pieces"]]
-    if not tables:
-        return pl.DataFrame(schema={"doc_id": pl.String, "text": pl.String})
-    frame = pl.from_arrow(pa.concat_tables(tables))
-    assert isinstance(frame, pl.DataFrame)
-    reserved = MAX_HELDOUT_FRACTION if planned.configuration.heldout_fraction else 0.0
-    kept = frame.filter(~pl.Series(chosen(frame["heldout_hash"].to_numpy(), reserved)))
-    kept = kept.join(losers(run), on=["unit", "ordinal"], how="anti")
-    return kept.sort("sample_hash", "unit", "ordinal").head(planned.configuration.wanted_sample)
+    indexed = np.inf if configuration.near_duplicate_threshold is None else MAX_HELDOUT_DOCUMENTS / max(num_documents, 1)
+    return float(min(MAX_HELDOUT_FRACTION, indexed, max(configuration.heldout_fraction, needed)))

@@ -39,6 +39,7 @@ class Source:
     row_group: int
     text_bytes: int
     rows: int
+    tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,21 @@ class Shard:
         """UTF-8 bytes of text in it."""
         return sum(source.text_bytes for source in self.sources)
 
+    @property
+    def tokens(self) -> int | None:
+        """Tokens of text in it; None without a tokenizer."""
+        return add_tokens(source.tokens for source in self.sources)
+
+
+def add_tokens(counts: Iterable[int | None]) -> int | None:
+    """Return the sum of token counts; None where they were not counted.
+
+    >>> add_tokens([3, 4]), add_tokens([None, None])
+    (7, None)
+    """
+    known = [count for count in counts if count is not None]
+    return sum(known) if known else None
+
 
 def plan_shards(placed: Iterable[dict[str, Any]], num_domains: int, shard_bytes: int) -> list[Shard]:
     """Cut the domains into output files.
@@ -76,7 +92,8 @@ def plan_shards(placed: Iterable[dict[str, Any]], num_domains: int, shard_bytes:
     sources: dict[tuple[str, str], list[tuple[Source, float]]] = {}
     for receipt in placed:
         for index, group in enumerate(receipt["groups"]):
-            source = Source(receipt["pieces"]["documents"]["path"], index, group["text_bytes"], group["rows"])
+            path = receipt["pieces"]["documents"]["path"]
+            source = Source(path, index, group["text_bytes"], group["rows"], group["tokens"])
             sources.setdefault((group["domain"], group["split"]), []).append((source, group["distance_sum"]))
     shards: list[Shard] = []
     for domain in map(domain_name, range(num_domains)):
@@ -144,6 +161,7 @@ class Gather:
                 "domain": shard.domain,
                 "split": shard.split,
                 "text_bytes": shard.text_bytes,
+                "tokens": shard.tokens,
                 "distance_sum": shard.distance_sum,
                 "files": [entry],
             }

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 
 RANGE = 2**64
 
@@ -32,6 +33,15 @@ def keyed_hashes(seed: int, purpose: str, keys: Iterable[str]) -> npt.NDArray[np
         state.update(key.encode())
         values.append(int.from_bytes(state.digest(), "big"))
     return np.array(values, dtype=np.uint64)
+
+
+def heldout_hashes(seed: int, documents: pa.RecordBatch | pa.Table) -> npt.NDArray[np.uint64]:
+    """Return H(seed, "heldout", group) of each document; without a group, its text stands for it.
+
+    The two kinds of key have different first letters, so that a group is never taken for a text.
+    """
+    pairs = zip(documents["group"].to_pylist(), documents["text"].to_pylist(), strict=True)
+    return keyed_hashes(seed, "heldout", (f"t{text}" if group is None else f"g{group}" for group, text in pairs))
 
 
 def id_hashes(ids: Iterable[str]) -> npt.NDArray[np.uint64]:

@@ -11,6 +11,8 @@ index:   gather's ids ─► ids/<range>.parquet, sorted by hash: id → domain,
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -90,8 +92,9 @@ class Settle:
 def _report(frame: pl.DataFrame, repeated: pl.DataFrame) -> str:
     lines = []
     for doc_id in repeated["doc_id"].unique(maintain_order=True).head(3):
-        rows = frame.filter(pl.col("doc_id") == doc_id).head(3)
-        places = [f"{path} row {row}" for path, row in rows.select("source_path", "source_row").iter_rows()]
+        rows = frame.filter(pl.col("doc_id") == doc_id)
+        places = [f"{path} row {row}" for path, row in rows.head(3).select("source_path", "source_row").iter_rows()]
+        places += [f"{len(rows) - 3} more places"] if len(rows) > 3 else []
         lines.append(f"{doc_id!r} stands in {' and '.join(places)}")
     return (
         f"{len(repeated)} documents repeat an id: {'; '.join(lines)}. Make the ids unique, name another id column, "
@@ -104,6 +107,12 @@ def losers(run: Run) -> pl.DataFrame:
     receipts = run.receipts("settle", num_ranges(run))
     frames = [pl.from_arrow(run.table(receipt, "losers")) for receipt in receipts if receipt["duplicates"]]
     return pl.concat([f for f in frames if isinstance(f, pl.DataFrame)]) if frames else _NO_LOSERS
+
+
+def loser_ordinals(run: Run, unit: int) -> npt.NDArray[np.int64]:
+    """Return the ordinals of a unit's documents that lost their id to an earlier one."""
+    frame = losers(run)
+    return frame.filter(frame["unit"] == unit)["ordinal"].to_numpy()
 
 
 _NO_LOSERS: Final = pl.DataFrame(schema={"unit": pl.Int64, "ordinal": pl.Int64})

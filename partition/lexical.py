@@ -3,7 +3,7 @@
 Cost: one sparse (N, B) matrix and a randomised SVD of rank 128; 10,000 documents take about 10 s on one core. One thread, so
 that the same sample gives the same projection (multi-threaded BLAS adds in another order).
 
-This does *not* encode: `lmsplit.manifests.encoder` does, from the arrays made here.
+This does *not* encode: `lmsplit.manifests.lexical` does, from the arrays made here.
 """
 
 from collections.abc import Sequence
@@ -15,8 +15,8 @@ import scipy.sparse as sparse
 from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
-from lmsplit.manifests.encoder import LexicalEncoder, LexicalFeatures
 from lmsplit.manifests.errors import InputError
+from lmsplit.manifests.lexical import LexicalEncoder, LexicalFeatures
 
 NUM_BUCKETS: Final = 1 << 16
 """Measured (benchmarks/results/lexical_encoder.md): twice or half as many gave a lower V-measure."""

@@ -9,9 +9,17 @@ configuration
   ▼
   settle    id ranges    ids        which documents repeat an id
   ▼
-  fit       one          fit        encoder, centroids, labels, held-out threshold
+  sample    one          sample     which documents are clustered, and what encodes them
   ▼
-  place     units        place      text → vector → domain, one piece a unit
+  encode    chunks       encode     their vectors; nothing for an encoder that fit makes
+  ▼
+  fit       one          fit        centroids, labels, held-out threshold
+  ▼
+  heldout   units        heldout    shingles of the held-out documents
+  ▼
+  bands     one          heldout    their MinHash index
+  ▼
+  place     units        place      text → vector → domain, split, one piece a unit
   ▼
   gather    shards       gather     pieces → data/<domain>/part-…
   ▼
@@ -34,14 +42,17 @@ from lmsplit.manifests.errors import ConflictError, LmsplitError
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.store import Store, local_path
 from lmsplit.partition.config import Partition
-from lmsplit.partition.engine import run_stage
-from lmsplit.partition.fit import Fit, sample_is_short
+from lmsplit.partition.encode import Encode
+from lmsplit.partition.engine import run_stage, visible_gpus
+from lmsplit.partition.fit import Fit
 from lmsplit.partition.gather import Gather
+from lmsplit.partition.heldout import Bands, Heldout
 from lmsplit.partition.ids import Index, Settle
 from lmsplit.partition.place import Place
 from lmsplit.partition.planning import Plan, Planned, make_plan
 from lmsplit.partition.publish import check_bad_fraction, publish
 from lmsplit.partition.run import Run
+from lmsplit.partition.sample import Sample, pinned_encoder, sample_is_short
 from lmsplit.partition.scan import Scan
 
 MAX_WIDENINGS: Final = 16
@@ -108,8 +119,15 @@ def resume(run: Run) -> Commit:
     """Do all that is left of a planned run, and publish it."""
     workers = Planned(run).configuration.executor.workers
     scan = _scan(run, workers)
-    for stage in (Settle(run, scan), Fit(run, scan), Place(run, scan)):
-        run_stage(stage, workers)
+    run_stage(Settle(run, scan), workers)
+    run_stage(Sample(run, scan), workers)
+    pinned = pinned_encoder(run)
+    gpus = visible_gpus() if pinned and pinned[0]["device"] == "cuda" else ()
+    run_stage(Encode(run), workers, gpus)
+    run_stage(Fit(run, scan), workers)
+    run_stage(Heldout(run), workers)
+    run_stage(Bands(run), workers)
+    run_stage(Place(run, scan), workers, gpus)
     check_bad_fraction(run, [scan, "place"])
     gather = Gather(run)
     run_stage(gather, workers)

@@ -1,44 +1,65 @@
 """Places every document of a unit: read → encode → place → one piece, sorted by split and domain.
 
 ```
-unit ─► records ─► minus duplicates ─► vectors ─► minus those without one ─► domain, distance, margin, split
-     ─► piece: a row group per (split, domain)        and what was set aside, with the reason
+unit ─► records ─► minus duplicates ─► vectors (the sample's are there already) ─► minus those without one
+     ─► domain, distance, margin · tokens · split: held out, a near-duplicate of one, or to train on
+     ─► piece: a row group per (split, domain)      what was set aside, with the reason      why documents are excluded
 ```
 
-One task per work unit; memory is one unit's documents. Placing needs nothing but the document and the rule, so new data lands by
-the same rule later. It does *not* gather the domains' files.
+One task per work unit; memory is one unit's documents. Placing needs nothing but the document, the rule and the held-out index,
+so new data lands by the same rule later. It does *not* gather the domains' files.
 """
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from lmsplit.manifests import encoder as encoders
 from lmsplit.manifests import schema
 from lmsplit.manifests.commit import Amount
 from lmsplit.manifests.errors import InputError
 from lmsplit.manifests.layout import domain_name
-from lmsplit.manifests.placement import PLACED_BY_CENTROIDS, Encoder, PlacementFiles, PlacementRule, is_unit, parse_rule
-from lmsplit.partition.hashing import chosen
-from lmsplit.partition.ids import losers
+from lmsplit.manifests.placement import PLACED_BY_CENTROIDS, Encoder, Floats, PlacementFiles, PlacementRule, is_unit, parse_rule
+from lmsplit.partition.encode import build_encoder, sample_vectors
+from lmsplit.partition.hashing import chosen, heldout_hashes
+from lmsplit.partition.heldout import open_index
+from lmsplit.partition.ids import loser_ordinals
+from lmsplit.partition.near_duplicates import NearDuplicateIndex
+from lmsplit.partition.pieces import write_piece
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.records import Batch
 from lmsplit.partition.run import Run
-from lmsplit.partition.scan import add_amounts, amounts_by_reason, concatenated, heldout_hashes
+from lmsplit.partition.scan import add_amounts, amounts_by_reason, concatenated
+from lmsplit.partition.shingles import shingle
+from lmsplit.partition.tokens import TokenCounter, open_counter
 
 DUPLICATE_ID: Final = "duplicate_id"
 ZERO_VECTOR: Final = "zero_vector"
-TRAIN, HELDOUT = 0, 1
+TRAIN, HELDOUT, EXCLUDED = range(len(schema.SPLITS))
 """Positions in `schema.SPLITS`."""
+BLOCK_DOCUMENTS: Final = 16_384
+"""Documents encoded at once, in batches sorted by length: enough for full batches, little beside a unit (assumption)."""
+
+
+class Placer(NamedTuple):
+    """What placing a document takes, beside the document."""
+
+    seed: int
+    heldout_fraction: float
+    rule: PlacementRule
+    encoder: Encoder
+    near: NearDuplicateIndex | None
+    """Held-out documents; None where near-duplicates of them are not searched for."""
+    counter: TokenCounter | None
+    document_schema: pa.Schema
 
 
 @dataclass(frozen=True)
@@ -60,22 +81,20 @@ class Place:
         return Planned(self.run).num_units
 
     @cached_property
-    def _fit(self) -> dict[str, Any]:
-        return self.run.receipt("fit", 0)
-
-    @cached_property
-    def _rule(self) -> tuple[PlacementRule, Encoder]:
-        arrays, description = (self.run.store.read(entry["path"]) for entry in self._fit["files"])
-        stored = parse_rule(PlacementFiles(description, arrays), self._fit["placement"])
-        return stored.rule, encoders.build(stored.encoder, stored.encoder_arrays)
-
-    @cached_property
-    def _schema(self) -> pa.Schema:
-        return document_schema(self.run)
-
-    @cached_property
-    def _losers(self) -> pl.DataFrame:
-        return losers(self.run)
+    def _placer(self) -> Placer:
+        configuration = Planned(self.run).configuration
+        fit = self.run.receipt("fit", 0)
+        arrays, description = (self.run.store.read(entry["path"]) for entry in fit["files"])
+        stored = parse_rule(PlacementFiles(description, arrays), fit["placement"])
+        return Placer(
+            configuration.seed,
+            fit["heldout_fraction"],
+            stored.rule,
+            build_encoder(self.run, stored.encoder, stored.encoder_arrays),
+            open_index(self.run),
+            open_counter(configuration.tokenizer) if configuration.tokenizer else None,
+            document_schema(self.run),
+        )
 
     def do(self, task: int) -> None:
         """Place one unit.
@@ -83,22 +102,23 @@ class Place:
         Raises:
             InputError: the unit no longer holds the documents that the scan counted.
         """
-        planned = Planned(self.run)
-        repeated = self._losers.filter(self._losers["unit"] == task)["ordinal"].to_numpy()
-        unit = _Unit(planned.configuration.seed, self._fit["heldout_fraction"], self._rule, self._schema, repeated)
-        for batch in planned.read(task):
-            unit.take(batch)
+        keys, vectors_ND = sample_vectors(self.run, task)
+        unit = _Unit(self._placer, loser_ordinals(self.run, task), keys["ordinal"].to_numpy(), vectors_ND)
+        for block in _blocks(Planned(self.run).read(task)):
+            unit.take(block)
         if unit.read.model_dump() != self.run.receipt(self.scan, task)["read"]:
             raise InputError(f"unit {task} held other records when it was scanned: run the same command again to plan it anew")
-        with self.run.store.spool() as documents, self.run.store.spool() as rejected:
-            pieces = {}
+        with ExitStack() as stack:
+            documents, rejected, exclusions = (stack.enter_context(self.run.store.spool()) for _ in range(3))
             groups = write_piece(unit.table(), documents)
-            if groups:
-                pieces["documents"] = documents
-            aside = concatenated(unit.rejected, schema.QUARANTINE)
-            if aside.num_rows:
-                pq.write_table(aside, rejected, compression="zstd", write_page_checksum=True)
-                pieces["rejected"] = rejected
+            pieces = {"documents": documents} if groups else {}
+            for name, path, rows in (
+                ("rejected", rejected, concatenated(unit.rejected, schema.QUARANTINE)),
+                ("exclusions", exclusions, concatenated(unit.exclusions, schema.EXCLUSIONS)),
+            ):
+                if rows.num_rows:
+                    pq.write_table(rows, path, compression="zstd", write_page_checksum=True)
+                    pieces[name] = path
             self.run.finish(self.name, task, pieces, unit.facts() | {"groups": groups})
 
 
@@ -108,74 +128,89 @@ def document_schema(run: Run) -> pa.Schema:
     return schema.documents(keep, placement_sha256=run.receipt("fit", 0)["placement_sha256"])
 
 
+def _blocks(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
+    block: list[Batch] = []
+    for batch in batches:
+        block.append(batch)
+        if sum(each.documents.num_rows for each in block) >= BLOCK_DOCUMENTS:
+            yield block
+            block = []
+    if block:
+        yield block
+
+
 class _Unit:
     """What a unit's placed documents are so far."""
 
-    def __init__(
-        self,
-        seed: int,
-        heldout_fraction: float,
-        rule: tuple[PlacementRule, Encoder],
-        document_schema: pa.Schema,
-        loser_ordinals: npt.NDArray[np.int64],
-    ) -> None:
-        self._seed = seed
-        self._heldout_fraction = heldout_fraction
-        self._rule, self._encoder = rule
-        self._schema = document_schema
-        self._losers = loser_ordinals
+    def __init__(self, placer: Placer, losers: npt.NDArray[np.int64], encoded: npt.NDArray[np.int64], encoded_ND: Floats) -> None:
+        self._placer = placer
+        self._losers = losers
+        self._encoded = encoded
+        self._encoded_ND = encoded_ND
         self._ordinal = 0
-        self._batches: list[pa.RecordBatch] = []
+        self._placed: list[pa.Table] = []
         self.read = Amount()
         self._published = Amount()
         self._duplicates: dict[str, Amount] = {}
         self._quarantined: dict[str, Amount] = {}
         self.rejected: list[pa.RecordBatch] = []
+        self.exclusions: list[pa.RecordBatch] = []
 
-    def take(self, batch: Batch) -> None:
-        """Place a batch, and set aside what has no place."""
-        self.read += Amount(records=batch.num_records, bytes=batch.num_bytes)
-        documents = batch.documents
+    def take(self, block: list[Batch]) -> None:
+        """Place consecutive batches, and set aside what has no place."""
+        self.read += sum((Amount(records=batch.num_records, bytes=batch.num_bytes) for batch in block), Amount())
+        documents = pa.Table.from_batches([batch.documents for batch in block])
         ordinals = np.arange(self._ordinal, self._ordinal + documents.num_rows)
         self._ordinal += documents.num_rows
         repeated = np.isin(ordinals, self._losers)
         self._duplicates = add_amounts(self._duplicates, self._set_aside(documents, repeated, DUPLICATE_ID))
-        documents = documents.filter(pa.array(~repeated))
-        embeddings_ND = self._encoder.encode(documents["text"].to_pylist())
+        documents, ordinals = documents.filter(pa.array(~repeated)), ordinals[~repeated]
+        embeddings_ND = self._encode(documents, ordinals)
         placeable = is_unit(embeddings_ND)
         self._quarantined = add_amounts(self._quarantined, self._set_aside(documents, ~placeable, ZERO_VECTOR))
         documents = documents.filter(pa.array(placeable))
         self._published += _amount(documents)
-        self._batches.append(self._placed(documents, embeddings_ND[placeable]))
+        self._placed.append(self._place(documents, embeddings_ND[placeable]))
 
-    def _set_aside(self, documents: pa.RecordBatch, which: npt.NDArray[np.bool_], reason: str) -> dict[str, Amount]:
+    def _encode(self, documents: pa.Table, ordinals: npt.NDArray[np.int64]) -> Floats:
+        known = np.isin(ordinals, self._encoded)
+        if not known.any():
+            return self._placer.encoder.encode(documents["text"].to_pylist())
+        fresh_ND = self._placer.encoder.encode(documents.filter(pa.array(~known))["text"].to_pylist())
+        embeddings_ND = np.empty((len(ordinals), self._encoded_ND.shape[1]), np.float32)
+        embeddings_ND[~known] = fresh_ND
+        embeddings_ND[known] = self._encoded_ND[np.searchsorted(self._encoded, ordinals[known])]
+        return embeddings_ND
+
+    def _set_aside(self, documents: pa.Table, which: npt.NDArray[np.bool_], reason: str) -> dict[str, Amount]:
         if not which.any():
             return {}
         rows = documents.filter(pa.array(which))
         texts = [text.encode() for text in rows["text"].to_pylist()]
         columns = {
-            "source_path": rows["source_path"],
-            "source_row": rows["source_row"],
+            "source_path": rows["source_path"].combine_chunks(),
+            "source_row": rows["source_row"].combine_chunks(),
             "byte_offset": pa.nulls(len(texts), pa.int64()),
             "reason": [reason] * len(texts),
             "detail": [_DETAILS[reason]] * len(texts),
-            "num_bytes": rows["record_bytes"],
+            "num_bytes": rows["record_bytes"].combine_chunks(),
             "sha256": [hashlib.sha256(text).hexdigest() for text in texts],
             "record": [text[:4096] for text in texts],
-            "doc_id": rows["doc_id"],
+            "doc_id": rows["doc_id"].combine_chunks(),
         }
         aside = pa.record_batch(list(columns.values()), schema=schema.QUARANTINE)
         self.rejected.append(aside)
         return amounts_by_reason(aside)
 
-    def _placed(self, documents: pa.RecordBatch, embeddings_ND: npt.NDArray[np.float32]) -> pa.RecordBatch:
-        placed = self._rule.place(embeddings_ND)
-        names = np.array([domain_name(k) for k in range(self._rule.num_domains)])
+    def _place(self, documents: pa.Table, embeddings_ND: Floats) -> pa.Table:
+        placed = self._placer.rule.place(embeddings_ND)
+        names = np.array([domain_name(k) for k in range(self._placer.rule.num_domains)])
         no_second = np.isnan(placed.second_distance)
-        heldout = chosen(heldout_hashes(self._seed, documents), self._heldout_fraction)
-        texts = [text.encode() for text in documents["text"].to_pylist()]
+        texts = documents["text"].to_pylist()
+        encoded = [text.encode() for text in texts]
+        counter = self._placer.counter
         computed = {
-            "text_sha256": [hashlib.sha256(text).hexdigest() for text in texts],
+            "text_sha256": [hashlib.sha256(text).hexdigest() for text in encoded],
             "domain": names[placed.domain],
             "distance": placed.distance,
             "second_domain": pa.array(names[placed.second_domain], mask=no_second),
@@ -183,16 +218,32 @@ class _Unit:
             "margin": pa.array(placed.margin, mask=no_second),
             "placed_by": [PLACED_BY_CENTROIDS] * len(texts),
             "confidence": pa.nulls(len(texts), pa.float32()),
-            "num_bytes": [len(text) for text in texts],
-            "num_tokens": pa.nulls(len(texts), pa.int32()),
-            "split": np.array(schema.SPLITS)[np.where(heldout, HELDOUT, TRAIN)],
+            "num_bytes": [len(text) for text in encoded],
+            "num_tokens": counter.count(texts) if counter else pa.nulls(len(texts), pa.int32()),
+            "split": np.array(schema.SPLITS)[self._splits(documents, texts)],
         }
-        columns = [computed[name] if name in computed else documents[name] for name in self._schema.names]
-        return pa.record_batch([_array(column) for column in columns], schema=self._schema)
+        names_in_order = self._placer.document_schema.names
+        columns = [computed[name] if name in computed else documents[name] for name in names_in_order]
+        return pa.table(columns, schema=self._placer.document_schema)
+
+    def _splits(self, documents: pa.Table, texts: list[str]) -> npt.NDArray[np.int64]:
+        heldout = chosen(heldout_hashes(self._placer.seed, documents), self._placer.heldout_fraction)
+        splits = np.where(heldout, HELDOUT, TRAIN)
+        index = self._placer.near
+        if index is None:
+            return splits
+        others = np.flatnonzero(~heldout)
+        matches = index.matches(shingle([texts[row] for row in others]))
+        near = np.flatnonzero(matches.document >= 0)
+        splits[others[near]] = EXCLUDED
+        near_ids = documents["doc_id"].take(pa.array(others[near])).combine_chunks()
+        heldout_ids = [index.doc_id(row) for row in matches.document[near].tolist()]
+        self.exclusions.append(pa.record_batch([near_ids, heldout_ids, matches.similarity[near]], schema=schema.EXCLUSIONS))
+        return splits
 
     def table(self) -> pa.Table:
         """Return the placed documents in the order of the input."""
-        return pa.Table.from_batches(self._batches, self._schema)
+        return pa.concat_tables(self._placed) if self._placed else self._placer.document_schema.empty_table()
 
     def facts(self) -> dict[str, Any]:
         """Return what the receipt says of the unit."""
@@ -206,49 +257,9 @@ class _Unit:
 
 _DETAILS: Final = {
     DUPLICATE_ID: "an earlier document has this id",
-    ZERO_VECTOR: "no feature of the text is known to the encoder, so it has no place",
+    ZERO_VECTOR: "the encoder finds nothing in the text: it gives no finite unit vector, so the text has no place",
 }
 
 
-def _amount(documents: pa.RecordBatch) -> Amount:
+def _amount(documents: pa.Table) -> Amount:
     return Amount(records=documents.num_rows, bytes=pc.sum(documents["record_bytes"]).as_py() or 0)
-
-
-def _array(column: Any) -> pa.Array:
-    return column if isinstance(column, pa.Array) else pa.array(column)
-
-
-def write_piece(table: pa.Table, path: Any) -> list[dict[str, Any]]:
-    """Write a unit's documents, a row group per (split, domain), each in the order of the input.
-
-    Args:
-        table: the documents in the order of the input.
-        path: where to write; nothing is written for an empty table.
-
-    Returns:
-        What each row group holds, in their order.
-    """
-    groups: list[dict[str, Any]] = []
-    if not table.num_rows:
-        return groups
-    with pq.ParquetWriter(path, table.schema, compression="zstd", write_page_checksum=True) as writer:
-        for split, domain, rows in _grouped(table):
-            writer.write_table(rows, row_group_size=max(rows.num_rows, 1))
-            groups.append(
-                {
-                    "split": split,
-                    "domain": domain,
-                    "rows": rows.num_rows,
-                    "text_bytes": pc.sum(rows["num_bytes"]).as_py(),
-                    "distance_sum": float(np.sum(rows["distance"].to_numpy(), dtype=np.float64)),
-                }
-            )
-    return groups
-
-
-def _grouped(table: pa.Table) -> Iterator[tuple[str, str, pa.Table]]:
-    splits, domains = table["split"].to_numpy(), table["domain"].to_numpy()
-    order = np.lexsort((np.arange(table.num_rows), domains, splits))
-    changes = np.flatnonzero((splits[order][1:] != splits[order][:-1]) | (domains[order][1:] != domains[order][:-1])) + 1
-    for rows in np.split(order, changes):
-        yield str(splits[rows[0]]), str(domains[rows[0]]), table.take(rows)

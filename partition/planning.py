@@ -14,15 +14,19 @@ from pathlib import Path
 from typing import Any, Final
 
 from lmsplit.manifests.errors import InputError
+from lmsplit.manifests.lexical import LEXICAL
+from lmsplit.manifests.model_files import find_model
 from lmsplit.manifests.store import local_path
 from lmsplit.partition.config import Partition
 from lmsplit.partition.corpus import Corpus, survey
 from lmsplit.partition.reading import read_unit
 from lmsplit.partition.records import Batch, Columns, Limits
 from lmsplit.partition.run import Run, run_id
+from lmsplit.partition.tokens import open_counter
 from lmsplit.partition.units import Segment, WorkUnit
 
 DETERMINING: Final = ("lmsplit", "numpy", "pyarrow", "scipy", "scikit-learn", "faiss-cpu", "zstandard", "orjson")
+DETERMINING_VECTORS: Final = ("torch", "transformers", "sentence-transformers", "tokenizers")
 
 
 @dataclass(frozen=True)
@@ -67,13 +71,15 @@ def make_plan(configuration: Partition, progress: Callable[[int], None] | None =
         "units": [[asdict(segment) for segment in unit.segments] for unit in corpus.units],
         "estimated_documents": corpus.estimated_documents,
         "keep": [list(pair) for pair in corpus.keep_types],
-        "configuration": configuration.content(),
-        "software": software(),
+        "configuration": configuration.content() | _digests(configuration),
+        "software": software(configuration),
     }
     here: dict[str, Any] = {
         "root": corpus.root,
         "paths": list(configuration.input.paths),
         "executor": configuration.executor.model_dump(mode="json"),
+        "encoder": configuration.encoder.model_dump(mode="json"),
+        "tokenizer": configuration.tokenizer,
         "modified_ns": {file.path: _modified_ns(corpus.root, file.path) for file in corpus.files},
     }
     for path, modified_ns in here["modified_ns"].items():
@@ -89,10 +95,27 @@ def columns(configuration: Partition) -> Columns:
     return Columns(text=given.text, id=given.id, source=given.source, group=given.group, keep=keep)
 
 
-def software() -> dict[str, str]:
+def software(configuration: Partition) -> dict[str, str]:
     """Return the versions of what determines a manifest's bytes."""
-    versions = {name: importlib.metadata.version(name) for name in DETERMINING}
+    names = [*DETERMINING]
+    if configuration.encoder.model != LEXICAL:
+        names += DETERMINING_VECTORS
+    elif configuration.tokenizer:
+        names.append("tokenizers")
+    versions = {name: importlib.metadata.version(name) for name in names}
     return versions | {"python": ".".join(map(str, sys.version_info[:2]))}
+
+
+def _digests(configuration: Partition) -> dict[str, Any]:
+    """Return the digests of the encoder's and the tokenizer's files, which stand for their names on this machine."""
+    encoder = configuration.encoder
+    digests: dict[str, Any] = {"encoder": encoder.content(), "tokenizer": None}
+    if encoder.model != LEXICAL:
+        files = find_model(encoder.model, encoder.revision)
+        digests["encoder"] |= {"weights_sha256": files.weights_sha256, "tokenizer_sha256": files.tokenizer_sha256}
+    if configuration.tokenizer:
+        digests["tokenizer"] = open_counter(configuration.tokenizer).digest
+    return digests
 
 
 @dataclass(frozen=True)
@@ -106,7 +129,8 @@ class Planned:
         """The frozen configuration."""
         content = dict(self.run.plan["configuration"])
         content["input"] = content["input"] | {"paths": self.run.here["paths"]}
-        return Partition.model_validate(content | {"output": self.run.output, "executor": self.run.here["executor"]})
+        elsewhere = {key: self.run.here[key] for key in ("executor", "encoder", "tokenizer")}
+        return Partition.model_validate(content | elsewhere | {"output": self.run.output})
 
     @property
     def num_units(self) -> int:

@@ -6,7 +6,7 @@ quarantined + duplicates in records and in bytes, and puts the commit last. Runn
 
 import hashlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -17,14 +17,15 @@ from lmsplit.manifests import schema
 from lmsplit.manifests.card import write_card
 from lmsplit.manifests.commit import Amount, Body, Commit, Counts, FileEntry, canonical, write_commit
 from lmsplit.manifests.errors import InputError, LmsplitError
-from lmsplit.manifests.layout import domain_name, domains_path, plan_path, quarantine_path
+from lmsplit.manifests.layout import domain_name, domains_path, exclusions_path, plan_path, quarantine_path
+from lmsplit.manifests.lexical import LEXICAL
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.store import file_sha256
-from lmsplit.partition.fit import total
-from lmsplit.partition.gather import Gather
+from lmsplit.partition.gather import Gather, add_tokens
 from lmsplit.partition.ids import num_ranges
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.run import Run, describe
+from lmsplit.partition.sample import pinned_encoder, total
 from lmsplit.partition.scan import add_amounts
 
 _log = logging.getLogger(__name__)
@@ -52,7 +53,9 @@ def publish(run: Run, scan: str) -> Commit:
     fit = run.receipt("fit", 0)
     domains = _domains(run, fit, shards)
     plan = _plan(run)
-    files = [*fit["files"], domains, plan, *_quarantine(run, scan)]
+    files = [*fit["files"], domains, plan]
+    files += _aside(run, (scan, "place"), "rejected", schema.QUARANTINE, quarantine_path)
+    files += _aside(run, ("place",), "exclusions", schema.EXCLUSIONS, exclusions_path)
     files += [entry for receipt in shards for entry in receipt["files"]]
     files += [entry for receipt in run.receipts("ids", num_ranges(run)) for entry in receipt["files"]]
     body = Body(
@@ -63,7 +66,7 @@ def publish(run: Run, scan: str) -> Commit:
         plan=plan["path"],
         domains=domains["path"],
         placement=fit["placement"],
-        encoder={"kind": planned.configuration.encoder, "placement_sha256": fit["placement_sha256"]},
+        encoder={**_encoder(run), "placement_sha256": fit["placement_sha256"]},
         columns=dict(planned.keep),
         counts=counts,
         splits=_splits(shards),
@@ -100,7 +103,7 @@ def count(run: Run, scan: str, shards: list[dict[str, Any]]) -> Counts:
         quarantined=quarantined,
         duplicates=duplicates,
         text_bytes=sum(shard["text_bytes"] for shard in shards),
-        tokens=None,
+        tokens=add_tokens(shard["tokens"] for shard in shards),
     )
 
 
@@ -146,7 +149,9 @@ def _plan(run: Run) -> dict[str, Any]:
 
 
 def _domains(run: Run, fit: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
-    rows = [_domain_row(k, label, shards) for k, label in enumerate(fit["labels"])]
+    counted = Planned(run).configuration.tokenizer is not None
+    pairs = zip(fit["labels"], fit["prices"], strict=True)
+    rows = [_domain_row(k, label | {"price": price}, shards, counted) for k, (label, price) in enumerate(pairs)]
     table = pa.Table.from_pylist(rows, schema.DOMAINS)
     with run.store.spool() as path:
         pq.write_table(table, path, compression="zstd", write_page_checksum=True)
@@ -156,7 +161,11 @@ def _domains(run: Run, fit: dict[str, Any], shards: list[dict[str, Any]]) -> dic
     return entry
 
 
-def _domain_row(index: int, label: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
+def _domain_tokens(shards: list[dict[str, Any]], counted: bool) -> int | None:
+    return (add_tokens(shard["tokens"] for shard in shards) or 0) if counted else None
+
+
+def _domain_row(index: int, label: dict[str, Any], shards: list[dict[str, Any]], counted: bool) -> dict[str, Any]:
     own = [shard for shard in shards if shard["domain"] == domain_name(index)]
     documents = sum(shard["documents"] for shard in own)
     splits = _splits(own)
@@ -166,32 +175,34 @@ def _domain_row(index: int, label: dict[str, Any], shards: list[dict[str, Any]])
         **label,
         "num_documents": documents,
         "num_bytes": sum(shard["text_bytes"] for shard in own),
-        "num_tokens": None,
+        "num_tokens": _domain_tokens(own, counted),
         **{f"num_{split}": splits[split] for split in schema.SPLITS},
         "mean_distance": sum(shard["distance_sum"] for shard in own) / documents if documents else None,
-        "price": 0.0,
     }
 
 
-def _quarantine(run: Run, scan: str) -> list[dict[str, Any]]:
-    """Write what was set aside, unit by unit, as one file; none where nothing was. Memory: one unit's."""
-    tables = _rejected(run, scan)
+def _aside(
+    run: Run, stages: Sequence[str], piece: str, columns: pa.Schema, path_of: Callable[[int, str], str]
+) -> list[dict[str, Any]]:
+    """Write a piece of every unit, unit by unit, as one file; none where no unit has it. Memory: one unit's."""
+    receipts = (run.receipt(stage, unit) for unit in range(Planned(run).num_units) for stage in stages)
+    tables = (run.table(receipt, piece).select(columns.names) for receipt in receipts if piece in receipt["pieces"])
     first = next(tables, None)
     if first is None:
         return []
     with run.store.spool() as path:
-        with pq.ParquetWriter(path, schema.QUARANTINE, compression="zstd", write_page_checksum=True) as writer:
+        with pq.ParquetWriter(path, columns, compression="zstd", write_page_checksum=True) as writer:
             for table in chain([first], tables):
-                writer.write_table(table)
+                writer.write_table(table.cast(columns))
         sha256 = file_sha256(path)
-        entry = describe(path, quarantine_path(0, sha256), sha256)
+        entry = describe(path, path_of(0, sha256), sha256)
         run.store.put(path, entry["path"])
     return [entry]
 
 
-def _rejected(run: Run, scan: str) -> Iterator[pa.Table]:
-    for unit in range(Planned(run).num_units):
-        for stage in (scan, "place"):
-            receipt = run.receipt(stage, unit)
-            if "rejected" in receipt["pieces"]:
-                yield run.table(receipt, "rejected")
+def _encoder(run: Run) -> dict[str, Any]:
+    """Return what people want to know of the encoder; all that pins it is in the placement rule."""
+    pinned = pinned_encoder(run)
+    if pinned is None:
+        return {"kind": LEXICAL}
+    return {key: pinned[0][key] for key in ("kind", "model", "weights_sha256", "max_tokens", "device", "precision")}

@@ -115,22 +115,22 @@ class Run:
         Args:
             stage: the stage's name.
             task: the task's number.
-            pieces: spooled Parquet files by name.
+            pieces: spooled files by name; Parquet, but for a name with a suffix of its own.
             facts: what else the receipt says; JSON values.
         """
         entries = {}
         for name, spooled in pieces.items():
             sha256 = file_sha256(spooled)
-            path = self._name(f"{stage}/{task:05d}-{name}-{sha256[:SHA_DIGITS]}.parquet")
+            stem, _, suffix = name.partition(".")
+            path = self._name(f"{stage}/{task:05d}-{stem}-{sha256[:SHA_DIGITS]}.{suffix or 'parquet'}")
             entries[name] = describe(spooled, path, sha256)
             self.store.put(spooled, path)
         self.store.put_bytes(canonical({**facts, "pieces": entries}) + b"\n", self._name(f"{stage}/{task:05d}.json"))
 
 
 def describe(spooled: Path, path: str, sha256: str) -> dict[str, Any]:
-    """Re-open a written Parquet file and say what it is: path, bytes, rows and sha256."""
-    with pq.ParquetFile(spooled) as file:
-        rows = file.metadata.num_rows
+    """Say what a written file is: path, bytes, sha256, and the rows of a Parquet file, which is opened again for it."""
+    rows = pq.read_metadata(spooled).num_rows if path.endswith(".parquet") else None
     return {"path": path, "bytes": spooled.stat().st_size, "rows": rows, "sha256": sha256}
 
 

@@ -15,14 +15,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmsplit.manifests.commit import Amount
 from lmsplit.manifests.schema import QUARANTINE
-from lmsplit.partition.hashing import chosen, id_hashes, keyed_hashes
+from lmsplit.manifests.sentence import CHARACTERS_PER_TOKEN
+from lmsplit.partition.config import Partition
+from lmsplit.partition.hashing import chosen, heldout_hashes, id_hashes, keyed_hashes
 from lmsplit.partition.lexical import MAX_CHARACTERS
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.records import Batch
@@ -77,7 +78,7 @@ class Scan:
         """Scan one unit."""
         planned = Planned(self.run)
         fraction = sample_fraction(planned, self.widening)
-        found = _Found(task, fraction, planned.configuration.seed)
+        found = _Found(task, fraction, planned.configuration)
         for batch in planned.read(task):
             found.take(batch)
         with self.run.store.spool() as rejected, self.run.store.spool() as sample, self.run.store.spool() as ids:
@@ -107,10 +108,11 @@ def concatenated(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Tab
 class _Found:
     """What a scan of one unit has found so far."""
 
-    def __init__(self, unit: int, fraction: float, seed: int) -> None:
+    def __init__(self, unit: int, fraction: float, configuration: Partition) -> None:
         self._unit = unit
         self._fraction = fraction
-        self._seed = seed
+        self._seed = configuration.seed
+        self._max_characters = max(MAX_CHARACTERS, CHARACTERS_PER_TOKEN * configuration.encoder.max_tokens)
         self._read = Amount()
         self._accepted = Amount()
         self._quarantined: dict[str, Amount] = {}
@@ -133,7 +135,7 @@ class _Found:
         hashes = keyed_hashes(self._seed, "sample", ids)
         picked = np.flatnonzero(chosen(hashes, self._fraction))
         rows = documents.take(picked)
-        text = pc.utf8_slice_codeunits(rows["text"], 0, MAX_CHARACTERS)
+        text = pc.utf8_slice_codeunits(rows["text"], 0, self._max_characters)
         heldout = heldout_hashes(self._seed, rows)
         columns = [hashes[picked], units[picked], ordinals[picked], rows["doc_id"], heldout, text]
         self.sample.append(pa.record_batch(columns, schema=SAMPLE))
@@ -141,8 +143,7 @@ class _Found:
     def _reject(self, rejected: pa.RecordBatch) -> None:
         self._quarantined = add_amounts(self._quarantined, amounts_by_reason(rejected))
         if rejected.num_rows:
-            doc_id = pa.nulls(rejected.num_rows, pa.string())
-            self.rejected.append(pa.record_batch([*rejected.columns, doc_id], schema=QUARANTINE))
+            self.rejected.append(rejected)
 
     def facts(self) -> dict[str, Any]:
         """Return what the receipt says of the unit."""
@@ -152,15 +153,6 @@ class _Found:
             "accepted": self._accepted.model_dump(),
             "quarantined": {reason: amount.model_dump() for reason, amount in sorted(self._quarantined.items())},
         }
-
-
-def heldout_hashes(seed: int, documents: pa.RecordBatch) -> npt.NDArray[np.uint64]:
-    """Return H(seed, "heldout", group) of each document; without a group, its text stands for it.
-
-    The two kinds of key have different first letters, so that a group is never taken for a text.
-    """
-    pairs = zip(documents["group"].to_pylist(), documents["text"].to_pylist(), strict=True)
-    return keyed_hashes(seed, "heldout", (f"t{text}" if group is None else f"g{group}" for group, text in pairs))
 
 
 def amounts_by_reason(rejected: pa.RecordBatch) -> dict[str, Amount]:

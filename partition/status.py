@@ -3,7 +3,10 @@
 from typing import Any
 
 from lmsplit.manifests.errors import LmsplitError
+from lmsplit.partition.encode import Encode
+from lmsplit.partition.engine import Stage
 from lmsplit.partition.gather import Gather
+from lmsplit.partition.heldout import Bands, Heldout
 from lmsplit.partition.ids import num_ranges
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.run import Run
@@ -21,14 +24,16 @@ def stage_rows(run: Run) -> list[dict[str, Any]]:
     units = Planned(run).num_units
     scans = sorted(path.name for path in run.folder(".").glob("scan*") if path.is_dir()) or ["scan"]
     stages: list[tuple[str, int | None]] = [(scan, units) for scan in scans]
-    stages += [("settle", num_ranges(run)), ("fit", 1), ("place", units), ("gather", _num_shards(run)), ("ids", num_ranges(run))]
-    return [_row(run, name, num_tasks) for name, num_tasks in stages]
+    stages += [("settle", num_ranges(run)), ("sample", 1), ("encode", _num_tasks(Encode(run))), ("fit", 1)]
+    stages += [("heldout", _num_tasks(Heldout(run))), ("bands", _num_tasks(Bands(run))), ("place", units)]
+    stages += [("gather", _num_tasks(Gather(run))), ("ids", num_ranges(run))]
+    return [_row(run, name, num_tasks) for name, num_tasks in stages if num_tasks != 0]
 
 
-def _num_shards(run: Run) -> int | None:
+def _num_tasks(stage: Stage) -> int | None:
     try:
-        return Gather(run).num_tasks
-    except LmsplitError:  # not all units are placed yet
+        return stage.num_tasks
+    except LmsplitError:  # what it follows from is not done yet
         return None
 
 

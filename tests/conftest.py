@@ -7,6 +7,7 @@ import pytest
 from lmsplit.partition.config import Partition
 from lmsplit.partition.pipeline import partition
 from quickstart import write_corpus
+from tests.models import make_models
 
 PACKAGES = ("networkx", "numpy", "pandas", "sklearn")
 DOCUMENTS_PER_PACKAGE = 250
@@ -36,3 +37,15 @@ def manifest_path(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -
         )
     )
     return output
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A tiny sentence-transformers model of each kind, with random weights. Read them; copy one before you change it."""
+    return make_models(tmp_path_factory.mktemp("models"))
+
+
+@pytest.fixture(scope="session")
+def tiny_model(models: dict[str, Path]) -> Path:
+    """The tiny BERT. Read it; copy it before you change it."""
+    return models["bert"]

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmsplit.manifests.cli import print_json
+from lmsplit.manifests.cli import ModelOption, print_json
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.reader import Domain
@@ -57,10 +57,11 @@ def train(
 def route(
     experts: Annotated[str, typer.Argument(metavar="EXPERTS", help="the output directory of lmsplit train")],
     text: Annotated[list[str], typer.Option(help="a text to route; may be repeated")],
+    model: ModelOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")] = False,
 ) -> None:
     """Place texts by the manifest's own rule and name their experts."""
-    routes = Router.open(experts).route(text)
+    routes = Router.open(experts, model).route(text)
     if as_json:
         print_json(routes[0].to_json() if len(routes) == 1 else {"routes": [each.to_json() for each in routes]})
     else:

@@ -4,9 +4,9 @@ The same code and the same files placed the training documents, so a text lands 
 Where that expert is missing or not what its record says, the seed answers instead, and the route says so and
 why.
 
-Needs no torch: it names a model and does not run one. Cost: one encoding of the text's prefix; the first
-route to an expert digests its weights (about 1 GB/s). There is no threshold on the
-margin and no mixing of experts yet.
+It names a model and does not run one, so it needs torch only where the manifest's encoder does (`lexical`
+does not). Cost: one encoding of the text's prefix; the first route to an expert digests its weights (about
+1 GB/s). There is no threshold on the margin and no mixing of experts yet.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ class Route:
     reason: str | None
     """Why it fell back."""
     scores: dict[str, float]
-    """Cosine minus price by domain; the highest is the placement (ties go to the first)."""
+    """Product with the centroid minus price, 1 - cost, by domain; the highest is the placement (ties go to the first)."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the route as a JSON object."""
@@ -61,18 +61,20 @@ class Router:
         self._fault = cache(self._look_for_fault)
 
     @classmethod
-    def open(cls, directory: str | Path) -> "Router":
+    def open(cls, directory: str | Path, model: str | None = None) -> "Router":
         """Open a training output.
 
         Args:
             directory: what `output` names in the training configuration.
+            model: directory of the encoder's model, where the manifest knows it by its digests alone.
 
         Raises:
             ManifestError: it has no placement rule, or one with a wrong digest.
+            ConfigurationError: the encoder's model or library is not to be had here.
         """
         path = Path(directory)
         placement_manifest(path)
-        return cls(path, *open_placement(path / PLACEMENT))
+        return cls(path, *open_placement(path / PLACEMENT, model))
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return the route of each text."""

@@ -21,7 +21,6 @@ import pyarrow.parquet as pq
 from lmsplit.manifests import schema
 from lmsplit.manifests.card import write_card
 from lmsplit.manifests.commit import Amount, Body, Counts, FileEntry, canonical, write_commit
-from lmsplit.manifests.encoder import LexicalEncoder, LexicalFeatures, describe_lexical, normalised
 from lmsplit.manifests.layout import (
     data_path,
     domain_name,
@@ -31,7 +30,8 @@ from lmsplit.manifests.layout import (
     plan_path,
     quarantine_path,
 )
-from lmsplit.manifests.placement import PLACED_BY_CENTROIDS, PlacementRule, store_rule
+from lmsplit.manifests.lexical import LexicalEncoder, LexicalFeatures, describe_lexical
+from lmsplit.manifests.placement import PLACED_BY_CENTROIDS, PlacementRule, normalised, store_rule
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.store import Store
 

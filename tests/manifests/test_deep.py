@@ -7,6 +7,7 @@ import pytest
 
 from lmsplit.manifests import deep
 from lmsplit.manifests.reader import Manifest
+from lmsplit.manifests.verify import verify_manifest
 
 FIRST = "data/d00000/part-00000"
 
@@ -26,6 +27,29 @@ def test_deep_verify_reports_text_bytes_that_disagree(copy_path, forger):
     forger.body(lambda body: body["counts"].update(text_bytes=body["counts"]["text_bytes"] + 5))
     assert forger.found() == []
     assert forger.found(deep=True) == [("counts", "text_bytes")]
+
+
+@pytest.mark.parametrize("change", [lambda old: old + 1, lambda _: None])
+def test_deep_verify_reports_tokens_that_disagree_with_the_rows(forger, change):
+    forger.count_words()
+    forger.value(FIRST, "num_tokens", 1, change)
+    assert forger.found() == []
+    assert forger.found(deep=True) == [("counts", "tokens")]
+
+
+def test_deep_verify_says_in_how_many_rows_tokens_are_null(copy_path, forger):
+    total = forger.count_words()
+    counted = pq.read_table(copy_path / forger.path(FIRST))["num_tokens"].to_pylist()
+    forger.value(FIRST, "num_tokens", 1, None)
+    forger.value(FIRST, "num_tokens", 0, counted[0] + counted[1])
+    finding = verify_manifest(copy_path, deep=True)[0]
+    assert finding[:4] == ("counts", "tokens", f"{total} tokens, null in 0 rows", f"{total} tokens, null in 1 rows")
+
+
+def test_deep_verify_reports_tokens_in_rows_of_a_manifest_without(copy_path, forger):
+    forger.value(FIRST, "num_tokens", 0, 0)
+    finding = verify_manifest(copy_path, deep=True)[0]
+    assert finding[:4] == ("counts", "tokens", "null in every row", "a number in 1 rows")
 
 
 def test_deep_verify_reports_another_text(copy_path, forger):

@@ -145,8 +145,9 @@ def test_place_refuses_another_shape(shape):
         (EAST_NORTH_WEST, np.zeros(2), "expected"),
         (EAST_NORTH_WEST[0], np.zeros(2), "expected"),
         (np.zeros((0, 2), np.float32), np.zeros(0), "expected"),
-        (2 * EAST_NORTH_WEST, np.zeros(3), "unit vectors"),
-        (EAST_NORTH_WEST * np.float32("nan"), np.zeros(3), "unit vectors"),
+        (2 * EAST_NORTH_WEST, np.zeros(3), "at most 1 long"),
+        (0 * EAST_NORTH_WEST, np.zeros(3), "longer than 0"),
+        (EAST_NORTH_WEST * np.float32("nan"), np.zeros(3), "must be finite"),
         (EAST_NORTH_WEST, np.array([0, np.inf, 0]), "prices finite"),
         (EAST_NORTH_WEST, np.array([0, np.nan, 0]), "prices finite"),
     ],
@@ -241,3 +242,21 @@ def test_parse_refuses_bytes_that_are_no_safetensors(stored):
     description = json.loads(stored.description) | {"arrays_sha256": hashlib.sha256(data).hexdigest()}
     with pytest.raises(DamagedError, match="rule is damaged"):
         parse_rule(PlacementFiles(canonical(description), data), "rule")
+
+
+@settings(max_examples=30, derandomize=True, deadline=None)
+@given(st.integers(0, 10**6), st.integers(1, 40), st.integers(2, 30))
+def test_means_with_half_their_squares_as_prices_place_on_the_nearest(seed, num_domains, dimensions):
+    generator = np.random.default_rng(seed)
+    centroids = unit_rows(generator, num_domains, dimensions) * generator.uniform(0.1, 1, (num_domains, 1)).astype(np.float32)
+    wide = centroids.astype(np.float64)
+    vectors = unit_rows(generator, 50, dimensions)
+    placed = PlacementRule(centroids, np.einsum("kd,kd->k", wide, wide) / 2).place(vectors)
+    squares_NK = ((vectors[:, None].astype(np.float64) - wide) ** 2).sum(axis=2)
+    nearest = squares_NK.min(axis=1)
+    np.testing.assert_allclose(squares_NK[np.arange(50), placed.domain], nearest, atol=1e-6)  # x is a unit vector within rounding
+    cosines = np.einsum("nd,nd->n", vectors, wide[placed.domain]) / np.linalg.norm(wide[placed.domain], axis=1)
+    np.testing.assert_allclose(placed.distance, 1 - cosines, atol=1e-6)
+    if num_domains > 1:
+        seconds = np.sort(squares_NK, axis=1)[:, 1]
+        np.testing.assert_allclose(placed.margin, (seconds - nearest) / 2, atol=1e-6)

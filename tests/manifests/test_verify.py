@@ -226,6 +226,32 @@ def test_verify_reports_a_domain_table_that_disagrees(copy_path, forger, column,
     assert found(copy_path) == [("counts", place) for place in where]
 
 
+@pytest.mark.parametrize("deeply", [False, True])
+def test_verify_finds_nothing_when_tokens_are_counted(forger, deeply):
+    assert forger.count_words() > 500
+    assert forger.found(deep=deeply) == []
+
+
+@pytest.mark.parametrize("tokens", [0, 1, None])
+def test_verify_reports_tokens_that_disagree_with_the_domain_table(forger, tokens):
+    forger.count_words()
+    forger.body(lambda body: body["counts"].update(tokens=tokens))
+    assert forger.found() == [("counts", "domains tokens")]
+
+
+def test_verify_reports_tokens_that_no_domain_has(copy_path, forger):
+    forger.body(lambda body: body["counts"].update(tokens=0))
+    finding = verify_manifest(copy_path)[0]
+    assert finding[:4] == ("counts", "domains tokens", "0", "null")
+
+
+def test_verify_reports_tokens_of_some_domains_only(copy_path, forger):
+    forger.count_words()
+    forger.value("domains", "num_tokens", 1, None)
+    finding = verify_manifest(copy_path)[0]
+    assert (finding.where, finding.found) == ("domains tokens", "null in 1 of 3 domains")
+
+
 @pytest.mark.parametrize(
     "damage",
     [

@@ -82,9 +82,9 @@ def topical(num_documents: int, *, seed: int = 0, first: int = 0, words: int = 1
 
 
 def configuration(corpus: Path, output: Path, **keys: Any) -> Partition:
-    """A configuration as a file would give it: three domains and one worker unless the keys say otherwise."""
+    """A configuration as a file would give it: lexical, three domains and one worker unless the keys say otherwise."""
     values = {"input": {"paths": str(corpus), "group": "group"}, "output": str(output), "domains": 3, "executor": {"workers": 1}}
-    return Partition.model_validate(values | keys)
+    return Partition.model_validate(values | {"encoder": "lexical"} | keys)
 
 
 def tree(root: Path) -> dict[str, bytes]:

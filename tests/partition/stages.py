@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from dataclasses import dataclass
 
@@ -57,3 +58,21 @@ class Slow(Counting):
     def do(self, task: int) -> None:
         time.sleep(0.4)
         super().do(task)
+
+
+@dataclass(frozen=True)
+class Seeing(Counting):
+    """Each receipt says what its process sees; no task ends before `num_processes` processes are at work."""
+
+    num_processes: int = 1
+
+    def do(self, task: int) -> None:
+        processes = self.run.folder("processes")
+        processes.mkdir(parents=True, exist_ok=True)
+        (processes / str(os.getpid())).touch()
+        deadline = time.monotonic() + 60
+        while len(list(processes.iterdir())) < self.num_processes:
+            assert time.monotonic() < deadline, "too few processes"
+            time.sleep(0.01)
+        environment = {name: os.environ.get(name) for name in ("CUDA_VISIBLE_DEVICES", "RAYON_NUM_THREADS")}
+        self.run.finish(self.name, task, {}, {"pid": os.getpid(), "torch": "torch" in sys.modules} | environment)

@@ -111,7 +111,8 @@ def test_failed_check_exits_1(lmsplit: Lmsplit, config: Path) -> None:
     [
         (("partition", "nowhere.yaml"), "lmsplit: cannot read the configuration nowhere.yaml"),
         (("partition", "CONFIG", "--set", "domain=4"), "unknown key 'domain': did you mean 'domains'?"),
-        (("partition", "CONFIG", "--set", "encoder=minilm"), "comes with a later release"),
+        (("partition", "CONFIG", "--set", "encoder=cascade"), "comes with a later release"),
+        (("partition", "CONFIG", "--set", "encoder={model: nowhere}"), "encoder 'nowhere' is no directory, and no hub id"),
         (("partition", "CONFIG", "--set", "domains=1000"), "set domains to"),
         (("partition", "CONFIG", "--set", "output=s3://bucket/x"), "s3:// comes with a later release"),
         (("partition", "CONFIG", "--refit"), "--suggest and --refit come with a later release"),

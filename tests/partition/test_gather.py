@@ -22,6 +22,7 @@ groups = st.fixed_dictionaries(
         "split": st.sampled_from(["train", "heldout"]),
         "rows": st.integers(1, 9),
         "text_bytes": st.integers(1, 100),
+        "tokens": st.integers(0, 100),
         "distance_sum": st.floats(0, 9),
     }
 )
@@ -42,7 +43,7 @@ def test_every_row_group_is_in_exactly_one_shard_and_in_order(units: list[list[d
         for split in ("train", "heldout"):
             of_split = [shard for shard in own if shard.split == split]
             expected = [
-                Source(f"piece-{unit}", index, group["text_bytes"], group["rows"])
+                Source(f"piece-{unit}", index, group["text_bytes"], group["rows"], group["tokens"])
                 for unit, held in enumerate(units)
                 for index, group in enumerate(held)
                 if (group["domain"], group["split"]) == (domain, split)
@@ -57,15 +58,15 @@ def test_every_row_group_is_in_exactly_one_shard_and_in_order(units: list[list[d
 
 
 def test_shards_carry_the_sums_of_their_row_groups() -> None:
-    group = {"domain": "d00000", "split": "train", "rows": 2, "text_bytes": 10}
+    group = {"domain": "d00000", "split": "train", "rows": 2, "text_bytes": 10, "tokens": 7}
     units = [[group | {"distance_sum": 0.5}], [], [group | {"distance_sum": 0.25}]]
     (shard,) = plan_shards(receipts(units), 2, 100)
-    assert (shard.rows, shard.text_bytes, shard.distance_sum) == (4, 20, 0.75)
+    assert (shard.rows, shard.text_bytes, shard.tokens, shard.distance_sum) == (4, 20, 14, 0.75)
     assert [source.piece for source in shard.sources] == ["piece-0", "piece-2"]
 
 
 def test_shard_is_closed_once_it_holds_its_size_exactly() -> None:
-    group = {"domain": "d00000", "split": "train", "rows": 1, "distance_sum": 0.0}
+    group = {"domain": "d00000", "split": "train", "rows": 1, "tokens": None, "distance_sum": 0.0}
     units = [[group | {"text_bytes": size}] for size in (6, 4, 9, 2, 1)]
     assert [shard.text_bytes for shard in plan_shards(receipts(units), 1, 10)] == [10, 11, 1]
 

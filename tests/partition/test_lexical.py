@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from lmsplit.manifests.encoder import build, describe_lexical
+from lmsplit.manifests.encoder import build
 from lmsplit.manifests.errors import InputError
+from lmsplit.manifests.lexical import describe_lexical
 from lmsplit.partition.lexical import DIMENSIONS, NUM_BUCKETS, fit
 from tests.partition.corpora import topical
 

@@ -20,10 +20,10 @@ from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.store import Store
 from lmsplit.manifests.verify import verify_manifest
 from lmsplit.partition import units
-from lmsplit.partition.fit import select_sample
 from lmsplit.partition.pipeline import partition, publish_again
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.run import Run
+from lmsplit.partition.sample import select_sample
 from tests.partition import outside
 from tests.partition.conftest import KEEP
 from tests.partition.corpora import configuration, rows, topical, tree, write

@@ -38,7 +38,7 @@ def test_run_id_follows_content_names_and_software(corpus: Path, tmp_path: Path,
         return make_plan(configuration(corpus, tmp_path / "out")).run_id
 
     seen = [run_id()]
-    monkeypatch.setattr("lmsplit.partition.planning.software", lambda: software() | {"numpy": "0"})
+    monkeypatch.setattr("lmsplit.partition.planning.software", lambda configuration: software(configuration) | {"numpy": "0"})
     seen.append(run_id())
     (corpus / "b.parquet").rename(corpus / "c.parquet")
     seen.append(run_id())

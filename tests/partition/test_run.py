@@ -107,4 +107,4 @@ def test_nothing_is_left_in_the_spool(run: Run) -> None:
 def test_describe_refuses_a_file_that_is_no_parquet(tmp_path: Path) -> None:
     (tmp_path / "half").write_bytes(b"PAR1")
     with pytest.raises(pa.ArrowInvalid):
-        describe(tmp_path / "half", "x", "0")
+        describe(tmp_path / "half", "x.parquet", "0")

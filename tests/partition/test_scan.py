@@ -7,11 +7,11 @@ import pyarrow as pa
 import pytest
 
 from lmsplit.manifests.commit import Amount, read_commit
+from lmsplit.manifests.schema import QUARANTINE
 from lmsplit.manifests.store import Store
 from lmsplit.partition.hashing import keyed_hashes
 from lmsplit.partition.pipeline import partition
 from lmsplit.partition.planning import Planned, make_plan
-from lmsplit.partition.records import REJECTED_SCHEMA
 from lmsplit.partition.run import Run
 from lmsplit.partition.scan import Scan, add_amounts, amounts_by_reason, heldout_hashes, sample_fraction
 from tests.partition import outside
@@ -67,9 +67,9 @@ def test_heldout_goes_by_group_and_by_text_where_there_is_none() -> None:
 
 
 def test_amounts_are_counted_by_reason_and_added() -> None:
-    row = dict.fromkeys(REJECTED_SCHEMA.names, "") | {"source_row": 0, "byte_offset": 0, "record": b""}
+    row = dict.fromkeys(QUARANTINE.names, "") | {"source_row": 0, "byte_offset": 0, "record": b""}
     given = [row | {"reason": reason, "num_bytes": size} for reason, size in (("a", 3), ("b", 5), ("a", 0))]
-    counted = amounts_by_reason(pa.RecordBatch.from_pylist(given, REJECTED_SCHEMA))
+    counted = amounts_by_reason(pa.RecordBatch.from_pylist(given, QUARANTINE))
     assert counted == {"a": Amount(records=2, bytes=3), "b": Amount(records=1, bytes=5)}
     assert add_amounts(counted, {"a": Amount(records=1, bytes=1), "c": Amount(records=1, bytes=2)}) == {
         "a": Amount(records=3, bytes=4),

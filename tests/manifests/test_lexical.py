@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lmsplit.manifests.encoder import LexicalEncoder, LexicalFeatures, build, describe_lexical
+from lmsplit.manifests.encoder import build
 from lmsplit.manifests.errors import ManifestError
+from lmsplit.manifests.lexical import LexicalEncoder, LexicalFeatures, describe_lexical
 
 NUM_BUCKETS, DIMENSIONS, MAX_CHARACTERS = 512, 12, 300
 WORD_BYTES = frozenset(b"0123456789abcdefghijklmnopqrstuvwxyz_") | frozenset(range(0x80, 0x100))

@@ -1,0 +1,187 @@
+"""Chooses the clustering sample, and pins what encodes it. One task.
+
+```
+scan's proposals ─► minus repeated ids and all that may be held out ─► the wanted_sample lowest hashes ─► by unit, in chunks
+configuration + this machine ─► device, precision, batch shape, probe ─► the pinned encoder, in the receipt
+```
+
+It runs on a machine of the kind that encodes and places, so that what is pinned can be had there. The sample and the held-out
+set are disjoint: what is evaluated on did not shape the rule. Memory: the proposals' texts, each cut to what an encoder reads.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lmsplit.manifests.commit import Amount
+from lmsplit.manifests.errors import ConfigurationError, InputError
+from lmsplit.manifests.lexical import LEXICAL
+from lmsplit.manifests.model_files import find_model
+from lmsplit.manifests.placement import Floats, is_unit
+from lmsplit.manifests.sentence import Precision, SentenceEncoder, describe_model, has_fast_bfloat16, load_model
+from lmsplit.partition.config import MAX_HELDOUT_FRACTION, Encoder
+from lmsplit.partition.hashing import chosen
+from lmsplit.partition.ids import losers
+from lmsplit.partition.planning import Planned
+from lmsplit.partition.run import Run
+
+CHUNK_DOCUMENTS: Final = 512
+"""Sample documents that one task encodes: a few seconds on a core (assumption: little to lose, and enough for 128 workers)."""
+CPU_BATCH: Final = 16
+"""Measured (benchmarks/results/sentence_encoder.md): 8 to 32 texts of 128 tokens are equally fast, 1 is half as fast."""
+GPU_BATCH: Final = 256
+"""Assumption, not measured: enough to fill a data-centre GPU with texts of 128 tokens."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """The stage that settles what is encoded first, and by what.
+
+    Args:
+        run: the run.
+        scan: name of the scan stage that counts.
+    """
+
+    run: Run
+    scan: str
+    name: str = "sample"
+
+    @property
+    def num_tasks(self) -> int:
+        """One: the lowest hashes are known only when all are."""
+        return 1
+
+    def do(self, task: int) -> None:
+        """Choose the sample and pin the encoder.
+
+        Raises:
+            InputError: the corpus has no documents, or all of them may be held out.
+            ConfigurationError: the encoder cannot be had as configured.
+        """
+        planned = Planned(self.run)
+        rows = select_sample(self.run, self.scan)
+        if rows.is_empty():
+            raise InputError(_nothing_to_cluster(total(self.run, self.scan, planned.num_units, "accepted").records))
+        facts: dict[str, Any] = {"documents": len(rows), "encoder": None, "probe": None, "first_units": []}
+        if planned.configuration.encoder.model != LEXICAL:
+            description, probe_PD = pin(planned.configuration.encoder)
+            facts |= {"encoder": description, "probe": probe_PD.tolist()}
+            facts["first_units"] = rows["unit"].gather_every(CHUNK_DOCUMENTS).to_list()
+        with self.run.store.spool() as path:
+            pq.write_table(rows.to_arrow(), path, compression="zstd", write_page_checksum=True, row_group_size=CHUNK_DOCUMENTS)
+            self.run.finish(self.name, task, {"sample": path}, facts)
+
+
+def _nothing_to_cluster(num_documents: int) -> str:
+    if num_documents:
+        return (
+            f"all {num_documents} usable documents are in groups that may be held out: set heldout_fraction: 0, "
+            "or name a group column with more groups"
+        )
+    return "the input has 0 usable documents: nothing to cluster. Is the text column right?"
+
+
+def total(run: Run, stage: str, num_tasks: int, key: str) -> Amount:
+    """Return the sum of an amount over a stage's receipts."""
+    return sum((Amount.model_validate(receipt[key]) for receipt in run.receipts(stage, num_tasks)), Amount())
+
+
+def sample_is_short(run: Run, scan: str) -> bool:
+    """Return whether a scan proposed fewer documents than the sample needs, though there are more."""
+    planned = Planned(run)
+    accepted = total(run, scan, planned.num_units, "accepted")
+    proposed = sum(receipt["pieces"].get("sample", {"rows": 0})["rows"] for receipt in run.receipts(scan, planned.num_units))
+    # Held-out groups and losers are dropped from the proposals, at most a tenth and few.
+    return bool(proposed < min(1.2 * planned.configuration.wanted_sample, accepted.records))
+
+
+def select_sample(run: Run, scan: str) -> pl.DataFrame:
+    """Return the clustering sample by unit and ordinal: no repeated id, nothing that may be held out, at most as many as wanted.
+
+    How much is held out is known only after the fit, so all that could be, a tenth at most, stays out of the sample.
+    """
+    planned = Planned(run)
+    receipts = run.receipts(scan, planned.num_units)
+    tables = [run.table(receipt, "sample") for receipt in receipts if "sample" in receipt["pieces"]]
+    if not tables:
+        return pl.DataFrame()
+    frame = pl.from_arrow(pa.concat_tables(tables))
+    assert isinstance(frame, pl.DataFrame)
+    reserved = MAX_HELDOUT_FRACTION if planned.configuration.heldout_fraction else 0.0
+    kept = frame.filter(~pl.Series(chosen(frame["heldout_hash"].to_numpy(), reserved))).drop("heldout_hash")
+    kept = kept.join(losers(run), on=["unit", "ordinal"], how="anti")
+    lowest = kept.sort("sample_hash", "unit", "ordinal").head(planned.configuration.wanted_sample)
+    return lowest.sort("unit", "ordinal")
+
+
+def pin(configuration: Encoder) -> tuple[dict[str, Any], Floats]:
+    """Decide how texts are encoded in this run, here.
+
+    Args:
+        configuration: the model, and what is wished of it.
+
+    Returns:
+        The description that pins the encoder, JSON values only, and its probe's vectors.
+
+    Raises:
+        ConfigurationError: the model, its library or the wished device cannot be had.
+    """
+    device = configuration.device or ("cuda" if has_gpu() else "cpu")
+    if device == "cuda" and not has_gpu():
+        raise ConfigurationError("encoder.device is cuda, but no GPU can be used here: leave it out, or set cpu")
+    files = find_model(configuration.model, configuration.revision)
+    precision = configuration.precision or _fast_precision(device)
+    loaded = load_model(files.directory, device, precision, configuration.trust_remote_code)
+    description = describe_model(
+        files,
+        loaded,
+        max_tokens=configuration.max_tokens,
+        batch_size=configuration.batch_size or (CPU_BATCH if device == "cpu" else GPU_BATCH),
+        trust_remote_code=configuration.trust_remote_code,
+    )
+    encoder = SentenceEncoder(description, loaded)
+    encoder.check_tokens()
+    probe_PD = encoder.probe()
+    if not is_unit(probe_PD).all():
+        raise ConfigurationError(
+            f"encoder {configuration.model} gives no finite unit vectors in {precision}: set encoder.precision"
+        )
+    return description.model_dump(mode="json"), probe_PD
+
+
+def has_gpu() -> bool:
+    """Return whether a GPU can be used here; False without torch."""
+    try:
+        import torch
+    except ModuleNotFoundError:
+        return False
+    return bool(torch.cuda.is_available())
+
+
+def _fast_precision(device: str) -> Precision:
+    import torch
+
+    if device == "cuda":
+        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    return "bfloat16" if has_fast_bfloat16() else "float32"
+
+
+def sample_rows(run: Run, chunk: int | None = None) -> pl.DataFrame:
+    """Return the chosen sample, or one chunk of it: unit, ordinal, sample_hash, doc_id, text."""
+    path = run.piece(run.receipt("sample", 0), "sample")
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        frame = pl.from_arrow(file.read() if chunk is None else file.read_row_group(chunk))
+    assert isinstance(frame, pl.DataFrame)
+    return frame
+
+
+def pinned_encoder(run: Run) -> tuple[dict[str, Any], dict[str, Any]] | None:
+    """Return the pinned sentence encoder's description and arrays; None for an encoder that is yet to be fitted."""
+    receipt = run.receipt("sample", 0)
+    if receipt["encoder"] is None:
+        return None
+    return receipt["encoder"], {"probe_PD": np.array(receipt["probe"], np.float32)}
