@@ -32,6 +32,7 @@ def manifest_path(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -
                 "input": {"paths": str(corpus_path), "group": "group"},
                 "output": str(output),
                 "domains": NUM_DOMAINS,
+                "encoder": "lexical",  # quick; sentence encoders have tests of their own
                 "executor": {"workers": 1},
             }
         )
