@@ -132,7 +132,9 @@ def _print_plan(configuration: Partition, plan: Plan, as_json: bool) -> None:
         "units": len(plan.corpus.units),
         "estimated_documents": documents,
         "sample_size": min(configuration.wanted_sample, documents),
+        "encoder": plan.content["configuration"]["encoder"],
         "heldout_fraction": configuration.heldout_fraction,
+        "near_duplicate_threshold": configuration.near_duplicate_threshold,
         "keep": dict(plan.corpus.keep_types),
         "output": configuration.output,
     }
