@@ -17,7 +17,7 @@ def circumstances() -> dict[str, Any]:
     from importlib.metadata import version
 
     commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
-    libraries = ("lmsplit", "numpy", "pyarrow", "faiss-cpu", "scikit-learn", "torch")
+    libraries = ("lmsplit", "numpy", "pyarrow", "faiss-cpu", "scikit-learn", "torch", "sentence-transformers")
     return {
         "date": datetime.date.today().isoformat(),
         "commit": commit.stdout.strip(),
@@ -57,4 +57,4 @@ def write_results(name: str, title: str, explanation: str, rows: list[dict[str, 
 
 
 def _cell(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)

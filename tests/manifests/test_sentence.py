@@ -101,13 +101,11 @@ def test_encode_gives_a_text_the_same_bits_alone_and_in_any_company(
 @pytest.mark.parametrize("max_tokens", [40, 64])
 def test_encode_gives_a_text_of_any_length_the_same_bits(models: dict[str, Path], precision: str, max_tokens: int) -> None:
     encoder = encoder_of(models["bert"], precision, max_tokens)
-    texts = [sentence_of(number, seed) for number in range(MAX_TOKENS + 2) for seed in range(5)]
+    texts = [sentence_of(number, seed) for number in range(MAX_TOKENS + 2) for seed in range(2)]
     whole = encoder.encode(texts)
     order = np.random.default_rng(1).permutation(len(texts))
     assert encoder.encode([texts[row] for row in order]).tobytes() == whole[order].tobytes()
-    for split in (1, 7):
-        parts = [encoder.encode(texts[start : start + split]) for start in range(0, len(texts), split)]
-        assert np.concatenate(parts).tobytes() == whole.tobytes()
+    assert b"".join(encoder.encode([text]).tobytes() for text in texts[::2]) == whole[::2].tobytes()
 
 
 @pytest.fixture

@@ -41,10 +41,10 @@ def sampled(corpus: Path, output: Path, **keys: Any) -> Run:
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """120 documents, every tenth longer than any encoder reads."""
+    """120 documents, every twentieth longer than any encoder reads."""
     directory = tmp_path_factory.mktemp("corpus")
     documents = topical(120)
-    for row in documents[::10]:
+    for row in documents[::20]:
         row["text"] = " ".join([row["text"]] * (MAX_CHARACTERS // 50))
     for part in range(4):
         write(directory / f"{part}.jsonl", documents[30 * part : 30 * part + 30])
@@ -52,7 +52,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def wishes(model: Path, **keys: Any) -> dict[str, Any]:
-    return {"encoder": {"model": str(model), "precision": "float32", "batch_size": 4, "device": "cpu"} | keys, "sample_size": 50}
+    return {"encoder": {"model": str(model), "precision": "float32", "batch_size": 4, "device": "cpu"} | keys, "sample_size": 30}
 
 
 def assert_pairs(found: tuple[pl.DataFrame, Floats], keys: pl.DataFrame, vectors_ND: Floats) -> None:
@@ -67,8 +67,8 @@ def test_vectors_of_a_unit_are_its_part_of_the_whole(
     monkeypatch.setattr("lmsplit.partition.sample.CHUNK_DOCUMENTS", chunk)
     run = sampled(corpus, tmp_path / "out", **wishes(tiny_model))
     rows = sample_rows(run)
-    assert len(rows) == 50
-    assert Encode(run).num_tasks == -(-50 // chunk)
+    assert len(rows) == 30
+    assert Encode(run).num_tasks == -(-30 // chunk)
     do(Encode(run))
     keys, vectors_ND = sample_vectors(run)
     assert keys.rows() == rows.select("unit", "ordinal").rows() == sorted(keys.rows())
