@@ -1,9 +1,9 @@
 """How well and how fast a labelled corpus is partitioned, beside scikit-learn's k-means on the same vectors.
 
-For `lexical` and each seed, and for `minilm` and the first one: the real command with 2 workers (wall seconds, documents/s), `verify
---deep`, then V-measure of the published domains against the labels. For `lexical`, beside it scikit-learn's KMeans (k-means++,
-10 starts) on the same vectors, those of the manifest's own encoder: fitted on as many random documents as the clustering
-sample has, and on all. Takes about 12 minutes on 2 cores.
+For `lexical` and each seed, and for `minilm` and the first one: the real command with 2 workers (wall seconds, documents/s),
+`verify --deep`, then V-measure of the published domains against the labels. For `lexical`, beside it scikit-learn's KMeans
+(k-means++, 10 starts) on the same vectors, those of the manifest's own encoder: fitted on as many random documents as the
+clustering sample has, and on all. Takes about 12 minutes on 2 cores.
 """
 
 import argparse

@@ -34,7 +34,7 @@ def render_card(manifest: Manifest) -> str:
         + (f"{body.counts.tokens:,} tokens, " if with_tokens else "")
         + f"{len(manifest.domains)} domains.",
         f"Splits: {splits}. Set aside: {reasons}.",
-        f"Encoder: {body.encoder['kind']}. Commit: `{manifest.digest}`.",
+        f"Encoder: {manifest.encoder_name}. Commit: `{manifest.digest}`.",
         "",
         f"| domain | label | documents | bytes |{' tokens |' if with_tokens else ''} keywords |",
         f"|---|---|---:|---:|{'---:|' if with_tokens else ''}---|",

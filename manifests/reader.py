@@ -179,6 +179,13 @@ class Manifest:
             self._stored = _read_rule(self.store, self.body)
         return self._stored
 
+    @property
+    def encoder_name(self) -> str:
+        """What encoded the texts, for people: `lexical`, or the model's hub id, or the beginning of its weights' digest."""
+        about = self.body.encoder
+        model = about.get("model") or (f"weights {about['weights_sha256'][:12]}" if "weights_sha256" in about else None)
+        return str(about["kind"]) if model is None else f"{model} ({about['precision']}, {about['max_tokens']} tokens)"
+
     def rule(self) -> PlacementRule:
         """Return the placement rule."""
         return self.stored_rule.rule

@@ -76,7 +76,7 @@ def render(manifest: Manifest, domain: str | None = None, *, width: int = 100) -
         f"  commit {facts['commit'][:12]}  {facts['documents']:,} documents  {_size(facts['bytes'])}{_tokens(facts)}\n",
         "splits  " + ", ".join(f"{facts['splits'].get(split, 0):,} {split}" for split in SPLITS) + "\n",
         f"set aside  {facts['quarantined']:,} quarantined, {facts['duplicates']:,} duplicates of {facts['read']:,} read\n",
-        f"encoder  {facts['encoder']['kind']}   {facts['tier']}\n",
+        f"encoder  {manifest.encoder_name}   {facts['tier']}\n",
     )
     table = _table(facts, with_keywords=width >= _WIDE)
     if domain is None:
