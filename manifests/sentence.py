@@ -202,7 +202,7 @@ def load_model(directory: Path, device: str, precision: Precision, trust_remote_
     Raises:
         ConfigurationError: sentence-transformers is not installed, or the model cannot be loaded or does not take text.
     """
-    _check_installed()
+    check_installed()
     import torch
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
@@ -230,7 +230,12 @@ def load_model(directory: Path, device: str, precision: Precision, trust_remote_
     return model.to(device=device).eval()
 
 
-def _check_installed() -> None:
+def check_installed() -> None:
+    """Check that what a sentence encoder computes with is installed.
+
+    Raises:
+        ConfigurationError: it is not.
+    """
     try:
         import sentence_transformers
         import torch
@@ -315,7 +320,7 @@ def build_sentence(
     about = _parsed(description)
     if about.trust_remote_code and not trust_remote_code:
         raise ConfigurationError(f"encoder {about.model} runs code of its own repository: say so with trust_remote_code")
-    _check_installed()
+    check_installed()
     files = _find_pinned(about, model)
     device, precision = _here(about, exact)
     loaded = load_model(files.directory, device, precision, about.trust_remote_code)
@@ -344,7 +349,8 @@ def _find_pinned(about: SentenceDescription, model: str | None) -> ModelFiles:
         ("tokenizer", about.tokenizer_sha256, files.tokenizer_sha256),
     ):
         if expected != found:
-            raise ManifestError(f"the {what} in {files.directory} have sha256 {found}, this manifest was placed with {expected}")
+            wrong = f"{files.directory}: its {what} should have sha256 {expected}, as this manifest says, found {found}"
+            raise ManifestError(wrong)
     return files
 
 

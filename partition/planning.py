@@ -16,6 +16,7 @@ from typing import Any, Final
 from lmsplit.manifests.errors import InputError
 from lmsplit.manifests.lexical import LEXICAL
 from lmsplit.manifests.model_files import find_model
+from lmsplit.manifests.sentence import check_installed
 from lmsplit.manifests.store import local_path
 from lmsplit.partition.config import Partition
 from lmsplit.partition.corpus import Corpus, survey
@@ -111,6 +112,7 @@ def _digests(configuration: Partition) -> dict[str, Any]:
     encoder = configuration.encoder
     digests: dict[str, Any] = {"encoder": encoder.content(), "tokenizer": None}
     if encoder.model != LEXICAL:
+        check_installed()
         files = find_model(encoder.model, encoder.revision)
         digests["encoder"] |= {"weights_sha256": files.weights_sha256, "tokenizer_sha256": files.tokenizer_sha256}
     if configuration.tokenizer:

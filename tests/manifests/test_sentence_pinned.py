@@ -96,7 +96,7 @@ def test_build_refuses_a_model_with_other_weights(tiny_model: Path, tmp_path: Pa
     other = copied(tiny_model, tmp_path / "other")
     flip_bit(other)
     found = find_model(str(other)).weights_sha256
-    message = f"the weights in {other} have sha256 {found}, this manifest was placed with {description['weights_sha256']}"
+    message = f"{other}: its weights should have sha256 {description['weights_sha256']}, as this manifest says, found {found}"
     with pytest.raises(ManifestError, match=re.escape(message)):
         build(description, arrays, model=str(other))
 
@@ -106,7 +106,7 @@ def test_build_refuses_a_model_with_another_tokenizer(tiny_model: Path, tmp_path
     other = copied(tiny_model, tmp_path / "other")
     change(other / "tokenizer.json", version="1.0 ")
     found = find_model(str(other)).tokenizer_sha256
-    message = f"the tokenizer in {other} have sha256 {found}, this manifest was placed with {description['tokenizer_sha256']}"
+    message = f"{other}: its tokenizer should have sha256 {description['tokenizer_sha256']}, as this manifest says, found {found}"
     with pytest.raises(ManifestError, match=re.escape(message)):
         build(description, arrays, model=str(other))
 

@@ -1,6 +1,7 @@
 """The plan: what names a run, and what does not."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from lmsplit.manifests.errors import ConfigurationError, InputError
 from lmsplit.partition.planning import Planned, make_plan, software
 from lmsplit.partition.run import Run
+from tests.models import change, copied
 from tests.partition.corpora import configuration, topical, write
 
 
@@ -26,11 +28,38 @@ def test_run_id_ignores_place_workers_and_output(corpus: Path, tmp_path: Path) -
     assert make_plan(configuration(corpus, tmp_path / "two", input=pattern, executor={"workers": 7})).run_id == first
 
 
-@pytest.mark.parametrize("key", ["domains", "seed", "sample_size", "heldout_fraction", "max_bad_fraction", "shard_size"])
+@pytest.mark.parametrize(
+    "key", ["domains", "seed", "sample_size", "heldout_fraction", "max_bad_fraction", "shard_size", "near_duplicate_threshold"]
+)
 def test_run_id_follows_every_key_that_determines_content(corpus: Path, tmp_path: Path, key: str) -> None:
-    value = {"heldout_fraction": 0.05, "max_bad_fraction": 0.05, "shard_size": 2**21}.get(key, 5)
+    values = {"heldout_fraction": 0.05, "max_bad_fraction": 0.05, "shard_size": 2**21, "near_duplicate_threshold": 0.7}
+    value = values.get(key, 5)
     plain = make_plan(configuration(corpus, tmp_path / "out"))
     assert make_plan(configuration(corpus, tmp_path / "out", **{key: value})).run_id != plain.run_id
+
+
+def test_encoder_whose_library_is_not_installed_says_what_to_install(
+    corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, tiny_model: Path
+) -> None:
+    monkeypatch.setitem(sys.modules, "sentence_transformers", None)
+    with pytest.raises(
+        ConfigurationError, match=r"sentence_transformers, which is not installed: .*encoder: lexical needs neither"
+    ):
+        make_plan(configuration(corpus, tmp_path / "out", encoder={"model": str(tiny_model)}))
+    make_plan(configuration(corpus, tmp_path / "out"))
+
+
+def test_run_id_follows_the_models_and_the_tokenizers_content_not_their_place(
+    corpus: Path, tmp_path: Path, tiny_model: Path
+) -> None:
+    def run_id(model: Path) -> str:
+        keys = {"encoder": {"model": str(model)}, "tokenizer": str(model / "tokenizer.json")}
+        return make_plan(configuration(corpus, tmp_path / "out", **keys)).run_id
+
+    moved = copied(tiny_model, tmp_path / "moved")
+    assert run_id(moved) == run_id(tiny_model)
+    change(moved / "tokenizer.json", added_tokens=[])
+    assert run_id(moved) != run_id(tiny_model)
 
 
 def test_run_id_follows_content_names_and_software(corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
