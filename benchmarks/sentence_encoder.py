@@ -5,7 +5,7 @@ labels, k = 12 and 24, per seed. `agreement` is the share of the documents that 
 tokens places alike with the variant's vectors; `max distance change` how far their distance to the same centroid moves at most.
 
 Speed: 256 documents of at least 128 tokens on one thread (CPU seconds), in batches of so many, beside sentence-transformers' own
-`encode`; and of 128 random documents, the share whose vector is the same to the last bit when they are shuffled, cut into two
+`encode`; and of 48 random documents, the share whose vector is the same to the last bit when they are shuffled, cut into two
 calls, or encoded alone.
 
 Takes about 20 minutes on 2 cores.
@@ -78,7 +78,7 @@ def measure_speed(texts: list[str], mixed: list[str]) -> list[dict[str, Any]]:
     rows = []
     torch.set_num_threads(1)
     for precision in ("float32", "bfloat16"):
-        encodings = {f"{size} fixed": encoder(precision=precision, batch_size=size).encode for size in (1, 4, 16, 64)}
+        encodings = {f"{size} fixed": encoder(precision=precision, batch_size=size).encode for size in (1, 4, 16, 32)}
         model = load_model(find_model(MINILM).directory, "cpu", precision)
         model.max_seq_length = 128
         encodings["32, sentence-transformers"] = lambda given, own=model: own.encode(given, batch_size=32)
@@ -125,7 +125,7 @@ def main() -> None:
         write_results("sentence_encoder", "encoder: minilm, quality by precision and prefix", __doc__ or "", rows)
     if arguments.only != "quality":
         long = chosen.filter(pl.col("text").str.len_chars() > 1000).head(256)["text"].to_list()
-        rows = measure_speed(long, chosen["text"].head(128).to_list())
+        rows = measure_speed(long, chosen["text"].head(48).to_list())
         write_results("sentence_encoder_speed", "encoder: minilm, speed by precision and batch", __doc__ or "", rows)
 
 

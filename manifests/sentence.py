@@ -7,7 +7,7 @@ text ─cut in characters─► tokens, at most max_tokens ─► sorted by leng
 
 A model's arithmetic may round differently in a batch of another shape. So a text of n tokens is always padded to the next
 multiple of `length_step`, and always computed in a batch of exactly `batch_tokens` tokens, filled up with copies. Measured
-(benchmarks/results/sentence_encoder_speed.md): then its vector is the same to the last bit beside any other texts and in any place.
+(benchmarks/results/sentence_encoder_speed.md): then its vector is the same to the last bit beside any other texts.
 The vectors of a few fixed texts, the *probe*, are stored with the rule; a machine that computes them otherwise is noticed.
 
 Heavy imports (torch, sentence-transformers) happen inside functions. Cost: with MiniLM and 128 tokens about 160 documents/s on

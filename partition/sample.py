@@ -32,7 +32,7 @@ from lmsplit.partition.run import Run
 CHUNK_DOCUMENTS: Final = 512
 """Sample documents that one task encodes: a few seconds on a core (assumption: little to lose, and enough for 128 workers)."""
 CPU_BATCH: Final = 16
-"""Measured (benchmarks/results/sentence_encoder_speed.md): fastest of 1, 4, 16 and 64 texts of 128 tokens; 1 is half as fast."""
+"""Measured (benchmarks/results/sentence_encoder_speed.md): fastest of 1, 4, 16 and 32 texts of 128 tokens; 1 is half as fast."""
 GPU_BATCH: Final = 256
 """Assumption, not measured: enough to fill a data-centre GPU with texts of 128 tokens."""
 
