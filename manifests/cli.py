@@ -33,6 +33,10 @@ _ELSEWHERE: Final = {
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="directory of the encoder's model, where the manifest knows it by digest alone")
 ]
+TrustOption = Annotated[
+    bool,
+    typer.Option("--trust-remote-code", help="let the encoder's model run code of its own repository"),
+]
 ManifestArgument = Annotated[str, typer.Argument(metavar="M", help="a manifest's directory, or <directory>@<commit number>")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
@@ -62,10 +66,11 @@ def verify(
     deep: Annotated[bool, typer.Option(help="read every file: digests, pages, texts, ids, splits, placement")] = False,
     sample: Annotated[int, typer.Option(min=0, help="documents to place again with --deep")] = 1000,
     model: ModelOption = None,
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a manifest against its commit; exit 1 when anything is wrong."""
-    findings = verify_manifest(manifest, deep=deep, sample=sample, model=model)
+    findings = verify_manifest(manifest, deep=deep, sample=sample, model=model, trust_remote_code=trust_remote_code)
     if as_json:
         print_json({"ok": not findings, "findings": [finding._asdict() for finding in findings]})
     else:

@@ -3,13 +3,13 @@
 ```
 held-out files, then the others:
   each row ─► text digest and length ─► tokens ─► domain and split of its file ─► its id, folded into one sum
-held-out groups ─► no training row may share one
+held-out groups ─► no training row may share one; exclusions ─► an excluded row, for the sake of a held-out one
 quarantine ─► records and bytes of each reason, as counted in the commit
 ids index ─► sorted, unique, and the same sum: so it names exactly the rows that are there
 sample ─► text placed again by the stored rule
 ```
 
-Memory: one batch, and the held-out groups. Cost: a SHA-256 of every text.
+Memory: one batch, the held-out groups and the exclusions. Cost: a SHA-256 of every text.
 """
 
 import hashlib
@@ -106,6 +106,10 @@ class _Rows:
         self._heldout: set[str] = set()
         self.id_sum = 0
         self.text_bytes = 0
+        reasons = _exclusions(manifest)
+        self._has_reasons = reasons is not None
+        self._reasons = reasons or {}
+        self._near = set(self._reasons.values())
         self.tokens = 0
         self.num_counted = 0
         self.num_uncounted = 0
@@ -127,6 +131,7 @@ class _Rows:
                     yield Finding("text_length", where, f"{num_bytes} bytes", f"{len(data)} bytes", _REMEDY)
                 if (in_domain, in_split) != (domain, split):
                     yield Finding("wrong_file", where, f"{domain}, {split}", f"{in_domain}, {in_split}", _REMEDY)
+                yield from self._excluded(where, doc_id, split)
                 yield from self._leak(where, sha256 if group is None else f"group {group}", split)
                 self.id_sum += _id_number(doc_id, domain, part, row)
                 self.text_bytes += len(data)
@@ -137,11 +142,29 @@ class _Rows:
         self.num_uncounted += num_tokens.null_count
         self.num_counted += len(num_tokens) - num_tokens.null_count
 
+    def _excluded(self, where: str, doc_id: str, split: str) -> Iterator[Finding]:
+        """Every reason is that of an excluded document; where reasons are given at all, each of them has one."""
+        if split == "excluded" and self._has_reasons and doc_id not in self._reasons:
+            yield Finding("exclusions", where, "a row that says why it is excluded", "none", _REMEDY)
+        if split != "excluded" and doc_id in self._reasons:
+            yield Finding("exclusions", where, "split excluded", split, _REMEDY)
+        if split != "heldout" and doc_id in self._near:
+            yield Finding("exclusions", where, "split heldout, as others are excluded for it", split, _REMEDY)
+
     def _leak(self, where: str, key: str, split: str) -> Iterator[Finding]:
         if split == "heldout":
             self._heldout.add(key)
         elif split == "train" and key in self._heldout:
             yield Finding("heldout_leak", where, "no training document of a held-out group", key, _REMEDY)
+
+
+def _exclusions(manifest: Manifest) -> dict[str, str] | None:
+    """Return which held-out document each excluded one nearly repeats; None where the manifest does not say."""
+    entries = [entry for entry in manifest.body.files if entry.path.startswith("exclusions/")]
+    if not entries:
+        return None
+    pairs = (batch.to_pydict() for entry in entries for batch in _batches(manifest, entry, ["doc_id", "heldout_doc_id"]))
+    return {doc_id: near for pair in pairs for doc_id, near in zip(pair["doc_id"], pair["heldout_doc_id"], strict=True)}
 
 
 def _batches(manifest: Manifest, entry: FileEntry, columns: list[str]) -> Iterable[pa.RecordBatch]:

@@ -117,6 +117,12 @@ def _digested(directory: Path, name: str | None, revision: str | None) -> ModelF
     return ModelFiles(directory, name, revision, weights_sha256, file_sha256(_tokenizer(directory)))
 
 
+def settings_sha256(directory: Path) -> str:
+    """Return the digest of a model's JSON files: how its modules are put together and pooled, its prompts, its tokenizer."""
+    paths = sorted(path.relative_to(directory).as_posix() for path in directory.rglob("*.json"))
+    return hashlib.sha256(canonical([[path, file_sha256(directory / path)] for path in paths])).hexdigest()
+
+
 def _weights(directory: Path) -> list[Path]:
     """Return every safetensors file of the model's modules.
 

@@ -134,7 +134,7 @@ class Manifest:
             yield from self._read(entry, split, columns)
 
     def find(self, doc_id: str, columns: Sequence[str] | None = None) -> Lookup:
-        """Find what became of an id, through the index: the cost is one row group, whatever the manifest's size.
+        """Find what became of an id: through the index for a document, among the quarantine's ids for what was set aside.
 
         Args:
             doc_id: the id; a record without one has `<source_path>:<source_row>`.
@@ -247,12 +247,15 @@ def placement_origin(directory: Path) -> str:
         raise ManifestError(f"{directory} holds no placement rule: {error}") from error
 
 
-def open_placement(directory: Path, model: str | None = None) -> tuple[PlacementRule, Encoder, tuple[Domain, ...]]:
+def open_placement(
+    directory: Path, model: str | None = None, *, trust_remote_code: bool = False
+) -> tuple[PlacementRule, Encoder, tuple[Domain, ...]]:
     """Open a copy that `Manifest.copy_placement` made.
 
     Args:
         directory: the copy.
         model: directory of the encoder's model, where the rule knows it by its digests alone.
+        trust_remote_code: allow a model that needs it to run its own code.
 
     Returns:
         The rule, its encoder, and the domains.
@@ -271,7 +274,8 @@ def open_placement(directory: Path, model: str | None = None) -> tuple[Placement
         domains = _read_domains(paths["domains"], index["domains"]["file"])
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ManifestError(f"{directory} holds no placement rule: {error}") from error
-    return stored.rule, encoders.build(stored.encoder, stored.encoder_arrays, model=model), domains
+    encoder = encoders.build(stored.encoder, stored.encoder_arrays, model=model, trust_remote_code=trust_remote_code)
+    return stored.rule, encoder, domains
 
 
 def _read_rule(store: Store, body: Body) -> StoredRule:

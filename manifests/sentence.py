@@ -160,6 +160,12 @@ class SentenceEncoder:
             if ours[:-1] != whole[: len(ours) - 1]:
                 raise ConfigurationError("this model does not tokenize texts as its tokenizer does: choose another one")
 
+    def is_independent(self) -> bool:
+        """Return whether a text has the same bits in another place of a batch, beside another text; true wherever measured."""
+        pair = [PROBE[1], f"{PROBE[1][8:]}{PROBE[0]}"]
+        there_ND, back_ND, alone_ND = self.encode(pair), self.encode(pair[::-1]), self.encode(pair[:1])
+        return np.array_equal(there_ND, back_ND[::-1]) and np.array_equal(there_ND[:1], alone_ND)
+
     def probe(self) -> Floats:
         """Return the (P, D) vectors of the fixed probe texts."""
         return self.encode(PROBE)
@@ -319,11 +325,13 @@ def build_sentence(
     """
     about = _parsed(description)
     if about.trust_remote_code and not trust_remote_code:
-        raise ConfigurationError(f"encoder {about.model} runs code of its own repository: say so with trust_remote_code")
+        raise ConfigurationError(f"encoder {about.model} runs code of its own repository: allow it (--trust-remote-code)")
     check_installed()
     files = _find_pinned(about, model)
     device, precision = _here(about, exact)
     loaded = load_model(files.directory, device, precision, about.trust_remote_code)
+    if (device, precision) != (about.device, about.precision):  # other bits in any case, so not a GPU's batch on a CPU
+        about = about.model_copy(update={"batch_tokens": min(about.batch_tokens, 16 * about.max_tokens)})
     encoder = SentenceEncoder(about, loaded)
     _compare(encoder, arrays, about, exact)
     return encoder

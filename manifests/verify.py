@@ -35,7 +35,14 @@ _REPORT: Final = "make the manifest anew and report this"
 _NO_TOKENS: Final = "null"
 
 
-def verify_manifest(location: str | Path, *, deep: bool = False, sample: int = 1000, model: str | None = None) -> list[Finding]:
+def verify_manifest(
+    location: str | Path,
+    *,
+    deep: bool = False,
+    sample: int = 1000,
+    model: str | None = None,
+    trust_remote_code: bool = False,
+) -> list[Finding]:
     """Check a manifest.
 
     Args:
@@ -43,6 +50,7 @@ def verify_manifest(location: str | Path, *, deep: bool = False, sample: int = 1
         deep: read every file.
         sample: with `deep`, how many documents to place again; this needs the encoder's library, 0 does not.
         model: directory of the encoder's model, where the manifest knows it by its digests alone.
+        trust_remote_code: allow a model that needs it to run its own code.
 
     Returns:
         What is wrong; nothing for a sound manifest. What the files hold is looked into only once all of them are sound.
@@ -55,7 +63,7 @@ def verify_manifest(location: str | Path, *, deep: bool = False, sample: int = 1
         manifest = Manifest.open(location)
     except DamagedError as error:
         return [_damaged(error)]
-    encoder, damage = _encoder(manifest, model) if deep and sample else (None, [])
+    encoder, damage = _encoder(manifest, model, trust_remote_code) if deep and sample else (None, [])
     findings = list(_files(manifest))
     if deep:
         broken = {finding.where for finding in findings}
@@ -67,13 +75,13 @@ def verify_manifest(location: str | Path, *, deep: bool = False, sample: int = 1
     return findings + list(_untracked(manifest))
 
 
-def _encoder(manifest: Manifest, model: str | None) -> tuple[Encoder | None, list[Finding]]:
+def _encoder(manifest: Manifest, model: str | None, trust: bool) -> tuple[Encoder | None, list[Finding]]:
     """Build the encoder before anything is read: what is missing here should not be learned an hour later."""
     placement = [entry for entry in manifest.body.files if entry.path.startswith("placement/")]
     if any(not manifest.store.path(entry.path).is_file() for entry in placement) or _digests(manifest, placement):
         return None, []  # found again among all the files
     try:
-        return manifest.encoder(model=model), []
+        return manifest.encoder(model=model, trust_remote_code=trust), []
     except DamagedError as error:
         return None, [_damaged(error)]
     except ConfigurationError as error:

@@ -17,7 +17,7 @@ import numpy.typing as npt
 from sklearn.cluster import kmeans_plusplus
 from threadpoolctl import threadpool_limits
 
-from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.manifests.errors import ConfigurationError, InputError
 from lmsplit.manifests.placement import Floats, PlacementRule, lengths
 
 ITERATIONS: Final = 50
@@ -59,7 +59,10 @@ def kmeans(embeddings_ND: Floats, num_domains: int, seed: int) -> Clusters:
 
     Raises:
         ConfigurationError: fewer than K distinct vectors.
+        InputError: there are none.
     """
+    if not len(embeddings_ND):
+        raise InputError("no document of the sample has a vector: nothing to cluster by. Is the encoder right for these texts?")
     distinct = len(np.unique(embeddings_ND, axis=0))
     if distinct < num_domains:
         raise ConfigurationError(

@@ -102,6 +102,8 @@ class Encoder(Strict):
         given = sorted(self.model_fields_set - {"model"})
         if self.model == LEXICAL and any(getattr(self, key) != type(self).model_fields[key].default for key in given):
             raise ValueError(f"{', '.join(given)} belong to a model, and lexical has none: leave them out")
+        if self.revision and (self.model in {MINILM, LEXICAL} or Path(self.model).is_dir()):
+            raise ValueError(f"revision is for a hub id, and {self.model!r} is none: leave it out")
         if self.trust_remote_code and not self.revision:
             raise ValueError("trust_remote_code needs a hub id with a revision: code that may change cannot be trusted")
         return self

@@ -30,6 +30,7 @@ from lmsplit.partition.run import Run
 from lmsplit.partition.sample import pinned_encoder, sample_rows, total
 
 TIER: Final = "fit: reproducible on one CPU type; placement: byte-identical"
+GPU_TIER: Final = "fit and placement: reproducible on one GPU type as far as its kernels are; not measured"
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class Fit:
             "heldout_fraction": heldout_fraction(configuration, accepted.records, placed.domain),
             "mean_squared_distance": clusters.mean_squared_distance,
             "prices": rule.prices_K.tolist(),
-            "tier": TIER,
+            "tier": GPU_TIER if encoded.description.get("device") == "cuda" else TIER,
             "labels": [_label(label, [int(usable[i]) for i in label.representatives], ids, texts) for label in labels],
         }
         files = store_rule(rule, encoded.description, encoded.arrays)

@@ -15,16 +15,18 @@ threshold for it), or the run stops. It does *not* look for near-duplicates amon
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmsplit.manifests.errors import InputError
 from lmsplit.partition.config import MAX_HELDOUT_DOCUMENTS, Partition
 from lmsplit.partition.hashing import chosen, heldout_hashes
-from lmsplit.partition.ids import loser_ordinals
+from lmsplit.partition.ids import losers, ordinals_of
 from lmsplit.partition.near_duplicates import DOCUMENTS, NearDuplicateIndex, write_index
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.run import Run
@@ -56,11 +58,15 @@ class Heldout:
         planned = Planned(self.run)
         return planned.num_units if searches(planned.configuration) else 0
 
+    @cached_property
+    def _losers(self) -> pl.DataFrame:
+        return losers(self.run)
+
     def do(self, task: int) -> None:
         """Write the ids and shingles of one unit's held-out documents."""
         planned = Planned(self.run)
         seed, fraction = planned.configuration.seed, self.run.receipt("fit", 0)["heldout_fraction"]
-        repeated = loser_ordinals(self.run, task)
+        repeated = ordinals_of(self._losers, task)
         batches = []
         first = 0
         for batch in planned.read(task):

@@ -109,10 +109,9 @@ def losers(run: Run) -> pl.DataFrame:
     return pl.concat([f for f in frames if isinstance(f, pl.DataFrame)]) if frames else _NO_LOSERS
 
 
-def loser_ordinals(run: Run, unit: int) -> npt.NDArray[np.int64]:
-    """Return the ordinals of a unit's documents that lost their id to an earlier one."""
-    frame = losers(run)
-    return frame.filter(frame["unit"] == unit)["ordinal"].to_numpy()
+def ordinals_of(losers: pl.DataFrame, unit: int) -> npt.NDArray[np.int64]:
+    """Return the ordinals of a unit's losers, of a frame that `losers` returned."""
+    return losers.filter(losers["unit"] == unit)["ordinal"].to_numpy()
 
 
 _NO_LOSERS: Final = pl.DataFrame(schema={"unit": pl.Int64, "ordinal": pl.Int64})

@@ -247,7 +247,10 @@ class NearDuplicateIndex:
         for compared, row in enumerate(nominated):
             if highest == 1 or (best >= 0 and compared >= _CANDIDATES):
                 break
-            similarity = jaccard(hashes, self.shingles(row))
+            own, other = len(hashes), len(held := self.shingles(row))
+            if min(own, other) < self.threshold * max(own, other):  # sets of such sizes cannot share enough
+                continue
+            similarity = jaccard(hashes, held)
             if similarity >= self.threshold and (similarity, -row) > (highest, -best):
                 best, highest = row, similarity
         return best, highest

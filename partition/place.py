@@ -6,8 +6,8 @@ unit ─► records ─► minus duplicates ─► vectors (the sample's are the
      ─► piece: a row group per (split, domain)      what was set aside, with the reason      why documents are excluded
 ```
 
-One task per work unit; memory is one unit's documents. Placing needs nothing but the document, the rule and the held-out index,
-so new data lands by the same rule later. It does *not* gather the domains' files.
+One task per work unit; memory is one unit's documents, and ten times a block of 32 MB of them. Placing needs nothing but the
+document, the rule and the held-out index, so new data lands by the same rule later. It does *not* gather the domains' files.
 """
 
 import hashlib
@@ -19,6 +19,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -31,7 +32,7 @@ from lmsplit.manifests.placement import PLACED_BY_CENTROIDS, Encoder, Floats, Pl
 from lmsplit.partition.encode import build_encoder, sample_vectors
 from lmsplit.partition.hashing import chosen, heldout_hashes
 from lmsplit.partition.heldout import open_index
-from lmsplit.partition.ids import loser_ordinals
+from lmsplit.partition.ids import losers, ordinals_of
 from lmsplit.partition.near_duplicates import NearDuplicateIndex
 from lmsplit.partition.pieces import write_piece
 from lmsplit.partition.planning import Planned
@@ -46,7 +47,8 @@ ZERO_VECTOR: Final = "zero_vector"
 TRAIN, HELDOUT, EXCLUDED = range(len(schema.SPLITS))
 """Positions in `schema.SPLITS`."""
 BLOCK_DOCUMENTS: Final = 16_384
-"""Documents encoded at once, in batches sorted by length: enough for full batches, little beside a unit (assumption)."""
+BLOCK_BYTES: Final = 32 * 2**20
+"""Documents encoded and shingled at once: enough for full batches of every length, and bounded (assumption)."""
 
 
 class Placer(NamedTuple):
@@ -92,9 +94,13 @@ class Place:
             stored.rule,
             build_encoder(self.run, stored.encoder, stored.encoder_arrays),
             open_index(self.run),
-            open_counter(configuration.tokenizer) if configuration.tokenizer else None,
+            _open_counter(self.run, configuration.tokenizer) if configuration.tokenizer else None,
             document_schema(self.run),
         )
+
+    @cached_property
+    def _losers(self) -> pl.DataFrame:
+        return losers(self.run)
 
     def do(self, task: int) -> None:
         """Place one unit.
@@ -103,7 +109,8 @@ class Place:
             InputError: the unit no longer holds the documents that the scan counted.
         """
         keys, vectors_ND = sample_vectors(self.run, task)
-        unit = _Unit(self._placer, loser_ordinals(self.run, task), keys["ordinal"].to_numpy(), vectors_ND)
+        repeated = ordinals_of(self._losers, task)
+        unit = _Unit(self._placer, repeated, keys["ordinal"].to_numpy(), vectors_ND)
         for block in _blocks(Planned(self.run).read(task)):
             unit.take(block)
         if unit.read.model_dump() != self.run.receipt(self.scan, task)["read"]:
@@ -128,11 +135,26 @@ def document_schema(run: Run) -> pa.Schema:
     return schema.documents(keep, placement_sha256=run.receipt("fit", 0)["placement_sha256"])
 
 
+def _open_counter(run: Run, location: str) -> TokenCounter:
+    """Open the tokenizer as it was planned.
+
+    Raises:
+        InputError: it is another one by now.
+    """
+    counter, planned = open_counter(location), run.plan["configuration"]["tokenizer"]
+    if counter.digest != planned:
+        raise InputError(
+            f"tokenizer {location} has digest {counter.digest}, planned was {planned}: restore it, or run the same command again"
+        )
+    return counter
+
+
 def _blocks(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
     block: list[Batch] = []
     for batch in batches:
         block.append(batch)
-        if sum(each.documents.num_rows for each in block) >= BLOCK_DOCUMENTS:
+        full = sum(each.documents.num_rows for each in block) >= BLOCK_DOCUMENTS
+        if full or sum(each.num_bytes for each in block) >= BLOCK_BYTES:
             yield block
             block = []
     if block:

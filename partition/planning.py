@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from lmsplit.manifests.errors import InputError
 from lmsplit.manifests.lexical import LEXICAL
-from lmsplit.manifests.model_files import find_model
+from lmsplit.manifests.model_files import find_model, settings_sha256
 from lmsplit.manifests.sentence import check_installed
 from lmsplit.manifests.store import local_path
 from lmsplit.partition.config import Partition
@@ -26,7 +26,7 @@ from lmsplit.partition.run import Run, run_id
 from lmsplit.partition.tokens import open_counter
 from lmsplit.partition.units import Segment, WorkUnit
 
-DETERMINING: Final = ("lmsplit", "numpy", "pyarrow", "scipy", "scikit-learn", "faiss-cpu", "zstandard", "orjson")
+DETERMINING: Final = ("lmsplit", "numpy", "polars", "pyarrow", "scipy", "scikit-learn", "faiss-cpu", "zstandard", "orjson")
 DETERMINING_VECTORS: Final = ("torch", "transformers", "sentence-transformers", "tokenizers")
 
 
@@ -115,6 +115,8 @@ def _digests(configuration: Partition) -> dict[str, Any]:
         check_installed()
         files = find_model(encoder.model, encoder.revision)
         digests["encoder"] |= {"weights_sha256": files.weights_sha256, "tokenizer_sha256": files.tokenizer_sha256}
+        if files.name is None:  # a hub's revision pins the rest
+            digests["encoder"]["settings_sha256"] = settings_sha256(files.directory)
     if configuration.tokenizer:
         digests["tokenizer"] = open_counter(configuration.tokenizer).digest
     return digests

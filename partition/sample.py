@@ -6,9 +6,10 @@ configuration + this machine ─► device, precision, batch shape, probe ─►
 ```
 
 It runs on a machine of the kind that encodes and places, so that what is pinned can be had there. The sample and the held-out
-set are disjoint: what is evaluated on did not shape the rule. Memory: the proposals' texts, each cut to what an encoder reads.
+set are disjoint: what is evaluated on did not shape the rule. Memory: the proposals' texts, each cut to 10,000 characters.
 """
 
+import logging
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -32,9 +33,12 @@ from lmsplit.partition.run import Run
 CHUNK_DOCUMENTS: Final = 512
 """Sample documents that one task encodes: a few seconds on a core (assumption: little to lose, and enough for 128 workers)."""
 CPU_BATCH: Final = 16
-"""Measured (benchmarks/results/sentence_encoder_speed.md): fastest of 1, 4, 16 and 32 texts of 128 tokens; 1 is half as fast."""
+"""Texts of 128 tokens. Measured (benchmarks/results/sentence_encoder_speed.md): in bfloat16 the fastest of 1, 4, 16 and 32."""
 GPU_BATCH: Final = 256
 """Assumption, not measured: enough to fill a data-centre GPU with texts of 128 tokens."""
+
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -136,15 +140,18 @@ def pin(configuration: Encoder) -> tuple[dict[str, Any], Floats]:
     files = find_model(configuration.model, configuration.revision)
     precision = configuration.precision or _fast_precision(device)
     loaded = load_model(files.directory, device, precision, configuration.trust_remote_code)
+    batch = CPU_BATCH if device == "cpu" else GPU_BATCH
     description = describe_model(
         files,
         loaded,
         max_tokens=configuration.max_tokens,
-        batch_size=configuration.batch_size or (CPU_BATCH if device == "cpu" else GPU_BATCH),
+        batch_size=configuration.batch_size or max(1, batch * 128 // configuration.max_tokens),
         trust_remote_code=configuration.trust_remote_code,
     )
     encoder = SentenceEncoder(description, loaded)
     encoder.check_tokens()
+    if not encoder.is_independent():
+        _log.warning("vectors depend on their neighbours in a batch here: a text encoded alone may differ in the last bits")
     probe_PD = encoder.probe()
     if not is_unit(probe_PD).all():
         raise ConfigurationError(

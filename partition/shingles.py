@@ -6,7 +6,7 @@ text ─► words ─64-bit hashes─► 5-grams, hashed ─► set of shingles 
 
 Similarity is that of Broder 1997, "On the resemblance and containment of documents". Unicode is not normalised (NFC and NFD
 differ).
-Cost: 36 MB/s on one thread (benchmarks/results/near_duplicates.md); memory: about 9 times the texts, also for one of 64 MB.
+Cost: with the look-up 12 to 22 MB/s on one thread (benchmarks/results/near_duplicates.md). Memory: about 9 times the texts.
 """
 
 import re

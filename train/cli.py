@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmsplit.manifests.cli import ModelOption, print_json
+from lmsplit.manifests.cli import ModelOption, TrustOption, print_json
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.reader import Domain
@@ -58,10 +58,11 @@ def route(
     experts: Annotated[str, typer.Argument(metavar="EXPERTS", help="the output directory of lmsplit train")],
     text: Annotated[list[str], typer.Option(help="a text to route; may be repeated")],
     model: ModelOption = None,
+    trust_remote_code: TrustOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")] = False,
 ) -> None:
     """Place texts by the manifest's own rule and name their experts."""
-    routes = Router.open(experts, model).route(text)
+    routes = Router.open(experts, model, trust_remote_code=trust_remote_code).route(text)
     if as_json:
         print_json(routes[0].to_json() if len(routes) == 1 else {"routes": [each.to_json() for each in routes]})
     else:

@@ -61,12 +61,13 @@ class Router:
         self._fault = cache(self._look_for_fault)
 
     @classmethod
-    def open(cls, directory: str | Path, model: str | None = None) -> "Router":
+    def open(cls, directory: str | Path, model: str | None = None, *, trust_remote_code: bool = False) -> "Router":
         """Open a training output.
 
         Args:
             directory: what `output` names in the training configuration.
             model: directory of the encoder's model, where the manifest knows it by its digests alone.
+            trust_remote_code: allow a model that needs it to run its own code.
 
         Raises:
             ManifestError: it has no placement rule, or one with a wrong digest.
@@ -74,7 +75,7 @@ class Router:
         """
         path = Path(directory)
         placement_manifest(path)
-        return cls(path, *open_placement(path / PLACEMENT, model))
+        return cls(path, *open_placement(path / PLACEMENT, model, trust_remote_code=trust_remote_code))
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return the route of each text."""

@@ -237,7 +237,7 @@ def test_fast_bfloat16_is_what_the_processor_says(
 
 def test_remote_code_runs_only_where_it_is_allowed(tiny_model: Path) -> None:
     description, arrays = pinned(tiny_model, model="owner/name", revision="a" * 40, trust_remote_code=True)
-    message = "encoder owner/name runs code of its own repository: say so with trust_remote_code"
+    message = "encoder owner/name runs code of its own repository: allow it"
     with pytest.raises(ConfigurationError, match=message):
         build(description, arrays, model=str(tiny_model))
     build(description, arrays, model=str(tiny_model), trust_remote_code=True)

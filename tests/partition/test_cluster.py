@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
 
-from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.manifests.errors import ConfigurationError, InputError
 from lmsplit.partition.cluster import kmeans, num_restarts
 
 Vectors = npt.NDArray[np.float32]
@@ -109,6 +109,11 @@ def test_seed_decides_between_equally_good_clusterings() -> None:
 def test_more_domains_than_different_documents_is_refused() -> None:
     with pytest.raises(ConfigurationError, match="domains: 3, but the sample has only 2 different documents: set domains to 2"):
         kmeans(at(0, 0, 90, 90), 3, seed=0)
+
+
+def test_sample_without_a_vector_is_refused() -> None:
+    with pytest.raises(InputError, match="no document of the sample has a vector"):
+        kmeans(np.zeros((0, 2), np.float32), 1, seed=0)
 
 
 @pytest.mark.parametrize(("domains", "restarts"), [(1, 32), (12, 32), (13, 30), (400, 1), (100_000, 1)])

@@ -99,6 +99,7 @@ def test_key_of_a_later_release_may_be_null(tmp_path: Path, text: str) -> None:
         ("encoder: {model: minilm, backend: onnx}", "encoder.backend: Input should be 'torch'"),
         ("encoder: {model: minilm, precision: int8}", "encoder.precision: Input should be 'float32', 'bfloat16' or 'float16'"),
         ("encoder: {model: lexical, max_tokens: 64}", "encoder: max_tokens belong to a model, and lexical has none"),
+        ("encoder: {model: minilm, revision: main}", "encoder: revision is for a hub id, and 'minilm' is none: leave it out"),
         ("encoder: {model: a/b, trust_remote_code: true}", "encoder: trust_remote_code needs a hub id with a revision"),
         ("shard_size: 1 apple", "shard_size: '1 apple' is no size: expected bytes, or for example 256MB or 64MiB"),
         ("shard_size: 1000", r"shard_size: Input should be greater than or equal to 1048576 \(found 1000\)"),

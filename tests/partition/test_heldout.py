@@ -2,12 +2,14 @@
 
 import random
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 
+from lmsplit.manifests import deep
 from lmsplit.manifests.errors import InputError
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.verify import verify_manifest
@@ -134,3 +136,26 @@ def test_more_held_out_documents_than_the_index_takes_stop_the_run(tmp_path: Pat
     with pytest.raises(InputError, match="documents are held out, the search for near-duplicates takes 2: some groups"):
         partition(configuration(tmp_path / "in", tmp_path / "out", heldout_fraction=0.1))
     assert not (tmp_path / "out" / "commits").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        (lambda said, train: dict(list(said.items())[1:]), "a row that says why it is excluded"),
+        (lambda said, train: said | {train: next(iter(said.values()))}, "split excluded"),
+        (lambda said, train: dict.fromkeys(said, train), "split heldout, as others are excluded for it"),
+    ],
+)
+def test_deep_verify_finds_reasons_that_are_not_the_documents(
+    with_near_duplicates: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    change: Callable[[dict[str, str], str], dict[str, str]],
+    expected: str,
+) -> None:
+    manifest = Manifest.open(with_near_duplicates[1])
+    train = next(row["doc_id"] for row in rows(with_near_duplicates[1]) if row["split"] == "train")
+    said = deep._exclusions(manifest)
+    assert said
+    monkeypatch.setattr(deep, "_exclusions", lambda _: change(said, train))
+    found = deep.verify_contents(manifest, 0, None)
+    assert [(finding.code, finding.expected) for finding in found] == [("exclusions", expected)]

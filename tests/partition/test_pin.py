@@ -12,7 +12,7 @@ import torch
 from lmsplit.manifests.encoder import build
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.placement import is_unit
-from lmsplit.manifests.sentence import PROBE
+from lmsplit.manifests.sentence import PROBE, SentenceEncoder
 from lmsplit.partition import sample
 from lmsplit.partition.config import Encoder
 from lmsplit.partition.sample import has_gpu, pin
@@ -111,3 +111,25 @@ def test_gpu_is_none_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
     assert has_gpu()
     monkeypatch.setitem(sys.modules, "torch", None)
     assert not has_gpu()
+
+
+@pytest.mark.parametrize(("max_tokens", "batch_tokens"), [(64, 2048), (16, 2048), (60, 2040)])
+def test_pin_bounds_the_tokens_of_a_batch_whatever_a_text_has(tiny_model: Path, max_tokens: int, batch_tokens: int) -> None:
+    assert pin(wished(tiny_model, max_tokens=max_tokens))[0]["batch_tokens"] == batch_tokens
+
+
+def test_pin_warns_where_vectors_depend_on_their_neighbours(
+    tiny_model: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pin(wished(tiny_model))
+    assert not caplog.records
+    forward = SentenceEncoder._forward
+    leak = np.float32(1e-6)
+
+    def leaking(self: SentenceEncoder, tokens: list[list[int]], length: int, size: int) -> Any:
+        vectors_ND = forward(self, tokens, length, size)
+        return vectors_ND + leak * vectors_ND[:1]
+
+    monkeypatch.setattr(SentenceEncoder, "_forward", leaking)
+    pin(wished(tiny_model))
+    assert "vectors depend on their neighbours in a batch here" in caplog.text

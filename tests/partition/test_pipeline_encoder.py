@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 from tokenizers import Tokenizer
 
-from lmsplit.manifests.errors import ConfigurationError, ConflictError
+from lmsplit.manifests.errors import ConfigurationError, ConflictError, InputError
 from lmsplit.manifests.placement import Floats
 from lmsplit.manifests.reader import Manifest
-from lmsplit.manifests.sentence import PROBE, SentenceEncoder
+from lmsplit.manifests.sentence import SentenceEncoder
 from lmsplit.manifests.verify import verify_manifest
 from lmsplit.partition import units
 from lmsplit.partition.engine import run_stage
@@ -68,8 +68,9 @@ def test_every_document_is_encoded_once(corpus: Path, tiny_model: Path, tmp_path
 
     monkeypatch.setattr(SentenceEncoder, "encode", counting)
     partition(configuration(corpus, tmp_path / "out", encoder={"model": str(tiny_model)}, sample_size=SAMPLE))
-    encoded = [text for text in seen if text not in PROBE]
-    assert sorted(encoded) == sorted(row["text"] for row in rows(tmp_path / "out"))
+    published = [row["text"] for row in rows(tmp_path / "out")]
+    encoded = [text for text in seen if text in set(published)]  # without the probe
+    assert sorted(encoded) == sorted(published)
 
 
 def test_manifest_is_sound_and_its_rows_are_what_its_encoder_gives_alone(published: Path, tiny_model: Path) -> None:
@@ -125,6 +126,23 @@ def test_resume_on_a_machine_that_computes_otherwise_is_refused(corpus: Path, ti
     with pytest.raises(ConfigurationError, match="this machine computes other vectors than those pinned"):
         partition(asked)
     assert not (tmp_path / "out" / "commits").exists()
+
+
+def test_tokenizer_that_changed_under_a_run_stops_it(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    tokenizer = tmp_path / "tokenizer.json"
+    tokenizer.write_bytes((tiny_model / "tokenizer.json").read_bytes())
+    asked = configuration(corpus, tmp_path / "out", tokenizer=str(tokenizer))
+    plan = make_plan(asked)
+    change(tokenizer, added_tokens=[])
+    with pytest.raises(InputError, match=r"has digest .*, planned was .*: restore it, or run the same command again"):
+        partition(asked, plan)
+
+
+def test_settings_of_a_model_in_a_directory_determine_the_run(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
+    other = copied(tiny_model, tmp_path / "model")
+    first = make_plan(configuration(corpus, tmp_path / "out", encoder={"model": str(other)})).run_id
+    change(other / "1_Pooling" / "config.json", pooling_mode="cls")
+    assert make_plan(configuration(corpus, tmp_path / "out", encoder={"model": str(other)})).run_id != first
 
 
 def test_tokens_are_counted_to_the_last_one(corpus: Path, tiny_model: Path, tmp_path: Path) -> None:
