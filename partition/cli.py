@@ -142,7 +142,7 @@ def _print_plan(configuration: Partition, plan: Plan, as_json: bool) -> None:
         print_json(facts)
     else:
         sys.stdout.write(
-            "".join(f"{key:>20}  {value if isinstance(value, str) else json.dumps(value)}\n" for key, value in facts.items())
+            "".join(f"{key:>24}  {value if isinstance(value, str) else json.dumps(value)}\n" for key, value in facts.items())
         )
 
 
