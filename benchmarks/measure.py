@@ -10,17 +10,19 @@ from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+_DESCRIBE = ["git", "describe", "--always", "--dirty"]
+COMMIT = subprocess.run(_DESCRIBE, capture_output=True, text=True, check=False).stdout.strip()
+"""Asked for when a benchmark starts: the tree may move on while it runs."""
 
 
 def circumstances() -> dict[str, Any]:
     """Return date, commit, command, processor and library versions of this run."""
     from importlib.metadata import version
 
-    commit = subprocess.run(["git", "describe", "--always", "--dirty"], capture_output=True, text=True, check=False)
     libraries = ("lmsplit", "numpy", "pyarrow", "faiss-cpu", "scikit-learn", "torch", "sentence-transformers")
     return {
         "date": datetime.date.today().isoformat(),
-        "commit": commit.stdout.strip(),
+        "commit": COMMIT,
         "command": " ".join(["python", *sys.argv]),
         "processor": _processor(),
         "cores": os.cpu_count(),

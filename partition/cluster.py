@@ -1,7 +1,7 @@
 """K-means on the sample's unit vectors: k-means++ starts, faiss iterations, the best of several.
 
 The centroids are means, not scaled to length 1, and a document belongs to the nearest. Measured beside spherical k-means, which
-compares cosines alone and so splits tight domains and merges loose ones: benchmarks/results/clustering.md.
+compares cosines alone: benchmarks/results/clustering.md.
 
 Cost: restarts × 50 × N·k·D multiply-adds; 10,000 vectors of 128 dimensions at k = 12 take about 5 s on one core.
 Single-threaded: faiss with 1 and 2 threads gives different centroids from the same seed (measured, faiss 1.15.1).

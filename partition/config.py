@@ -98,7 +98,7 @@ class Encoder(Strict):
     trust_remote_code: bool = Field(default=False, description="run code that comes with a hub model, at a pinned revision")
 
     @model_validator(mode="after")
-    def _lexical_has_no_model(self) -> Self:
+    def _fits_together(self) -> Self:
         given = sorted(self.model_fields_set - {"model"})
         if self.model == LEXICAL and any(getattr(self, key) != type(self).model_fields[key].default for key in given):
             raise ValueError(f"{', '.join(given)} belong to a model, and lexical has none: leave them out")
