@@ -31,8 +31,9 @@ from lmsplit.manifests.layout import (
     quarantine_path,
 )
 from lmsplit.manifests.lexical import LexicalEncoder, LexicalFeatures, describe_lexical
-from lmsplit.manifests.placement import PLACED_BY_CENTROIDS, PlacementRule, normalised, store_rule
+from lmsplit.manifests.placement import PLACED_BY_CENTROIDS, PlacementRule, normalised
 from lmsplit.manifests.reader import Manifest
+from lmsplit.manifests.rule_files import store_rule
 from lmsplit.manifests.store import Store
 
 BREAD = (

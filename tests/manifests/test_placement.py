@@ -1,17 +1,13 @@
-"""The placement rule: a hand-worked case, exact ties, prices, any batch, and its two files."""
+"""The placement rule: hand-worked cases, exact ties, prices, trees, and any batch."""
 
-import hashlib
-import json
+import math
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from safetensors.numpy import load, save
 
-from lmsplit.manifests.commit import canonical
-from lmsplit.manifests.errors import DamagedError, ManifestError
-from lmsplit.manifests.placement import PlacementFiles, PlacementRule, is_unit, parse_rule, store_rule
+from lmsplit.manifests.placement import PlacementRule, Placements, is_unit
 
 EAST_NORTH_WEST = np.array([[1, 0], [0, 1], [-1, 0]], np.float32)
 
@@ -21,12 +17,71 @@ def unit_rows(generator: np.random.Generator, rows: int, dimensions: int) -> np.
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
 
 
-def costs_by_hand(vector, centroids, prices) -> list[float]:
-    """Cost of each centroid by plain Python floats, which are float64."""
-    return [
-        (1.0 - sum(float(a) * float(b) for a, b in zip(vector, centroid, strict=True))) + float(price)
-        for centroid, price in zip(centroids, prices, strict=True)
-    ]
+def place_by_hand(vector, centroids, prices, parents) -> tuple:
+    """Place one vector by plain Python floats, which are float64: what `Placements` holds, rounded as it is."""
+
+    def dot(a, b):
+        return math.fsum(float(x) * float(y) for x, y in zip(a, b, strict=True))
+
+    def children(node):
+        return [child for child, parent in enumerate(parents) if parent == node]
+
+    def leaves(node):
+        return [leaf for child in children(node) for leaf in leaves(child)] if children(node) else [node]
+
+    def cost(node):
+        return (1.0 - dot(vector, centroids[node])) + float(prices[node])
+
+    def distance(node):
+        length = math.sqrt(dot(centroids[node], centroids[node]))
+        return np.float32(1.0 - dot(vector, centroids[node]) / (1.0 if abs(length - 1) <= 1e-6 else length))
+
+    def descend(node):
+        while below := children(node):
+            node = min(below, key=lambda child: (cost(child), child))
+        return node
+
+    node, rival, nearest = -1, None, np.inf
+    while below := sorted(children(node), key=lambda child: (cost(child), child)):
+        node = below[0]
+        with np.errstate(over="ignore"):
+            margin = np.float32(cost(below[1]) - cost(below[0])) if len(below) > 1 else np.inf
+        if len(below) > 1 and (rival is None or margin < nearest):
+            rival, nearest = below[1], margin
+    domains = leaves(-1)
+    if rival is None:
+        return domains.index(node), distance(node), -1, np.float32(np.nan), np.float32(np.nan)
+    second = descend(rival)
+    return domains.index(node), distance(node), domains.index(second), distance(second), nearest
+
+
+def assert_places_as_by_hand(rule: PlacementRule, vectors) -> None:
+    placed = rule.place(vectors)
+    expected = [place_by_hand(vector, rule.centroids_MD, rule.prices_M, rule.parent_M.tolist()) for vector in vectors]
+    for column, kind in enumerate((np.int64, np.float32, np.int64, np.float32, np.float32)):
+        assert placed[column].dtype == kind
+        np.testing.assert_array_equal(placed[column], np.array([row[column] for row in expected], kind))
+
+
+def assert_places_alike_in_any_batch(rule: PlacementRule, vectors) -> None:
+    """Permuted, sliced, alone and in another memory layout."""
+    whole, every = rule.place(vectors), len(vectors)
+    order = np.random.default_rng(7).permutation(every)
+    sliced = [rule.place(vectors[start : start + 7]) for start in range(0, every // 10, 7)]
+    alone = [rule.place(vectors[row : row + 1]) for row in range(0, every, 50)]
+    for column, values in enumerate(whole):
+        assert rule.place(vectors[order])[column].tobytes() == values[order].tobytes()
+        joined = np.concatenate([part[column] for part in sliced])
+        assert joined.tobytes() == values[: len(joined)].tobytes()
+        assert b"".join(one[column].tobytes() for one in alone) == values[::50].tobytes()
+        assert rule.place(np.asfortranarray(vectors)[::3])[column].tobytes() == values[::3].tobytes()
+
+
+def near_centroids(generator: np.random.Generator, number: int, dimensions: int, noise: float) -> np.ndarray:
+    """Centroids that nearly or exactly coincide are the hard case: an fp32 product cannot tell them apart."""
+    centroids = unit_rows(generator, 1, dimensions) + noise * generator.standard_normal((number, dimensions))
+    scaled = centroids / np.linalg.norm(centroids, axis=1, keepdims=True) * generator.choice([1.0, 0.7], (number, 1))
+    return scaled.astype(np.float32)
 
 
 def test_place_matches_a_hand_worked_case():
@@ -71,52 +126,23 @@ def test_tie_of_prices_against_cosines_goes_to_the_lowest_domain():
     seed=st.integers(0, 2**32 - 1),
     num_rows=st.integers(0, 12),
     dimensions=st.integers(1, 70),
-    num_domains=st.integers(1, 9),
+    num_domains=st.integers(1, 9) | st.integers(63, 90),  # either way of finding the nearest
     noise=st.sampled_from([0.0, 1e-7, 1e-4, 1.0]),
-    priced=st.booleans(),
+    price=st.sampled_from([0.0, 1.0, 1e7, 1e200]),
 )
-def test_place_equals_a_float64_brute_force(seed, num_rows, dimensions, num_domains, noise, priced):
+def test_place_equals_exact_sums(seed, num_rows, dimensions, num_domains, noise, price):
     generator = np.random.default_rng(seed)
-    # Centroids that nearly or exactly coincide are the hard case: an fp32 product cannot tell them apart.
-    centroids = unit_rows(generator, 1, dimensions) + noise * generator.standard_normal((num_domains, dimensions))
-    centroids = (centroids / np.linalg.norm(centroids, axis=1, keepdims=True)).astype(np.float32)
-    prices = np.round(generator.uniform(0, noise, num_domains), 9) if priced else np.zeros(num_domains)
-    vectors = unit_rows(generator, num_rows, dimensions)
-    placed = PlacementRule(centroids, prices).place(vectors)
-    assert len(placed.domain) == num_rows
-    for row in range(num_rows):
-        cost = costs_by_hand(vectors[row], centroids, prices)
-        ranked = sorted(range(num_domains), key=lambda k: (cost[k], k))
-        domain = int(placed.domain[row])
-        same = domain == ranked[0]
-        near_tie = abs(cost[domain] - cost[ranked[0]]) < 1e-13 and not np.array_equal(centroids[domain], centroids[ranked[0]])
-        assert same or near_tie
-        if num_domains == 1:
-            assert placed.second_domain[row] == -1
-            assert np.isnan(placed.second_distance[row])
-            assert np.isnan(placed.margin[row])
-        elif same:
-            assert placed.margin[row] == pytest.approx(cost[ranked[1]] - cost[ranked[0]], abs=1e-6)
-            assert placed.second_distance[row] == pytest.approx(
-                cost[placed.second_domain[row]] - prices[placed.second_domain[row]], abs=1e-6
-            )
+    prices = price * np.round(generator.uniform(0, min(noise, 0.5), num_domains), 9)
+    rule = PlacementRule(near_centroids(generator, num_domains, dimensions, noise), prices)
+    vectors = np.concatenate([unit_rows(generator, num_rows, dimensions), rule.centroids_KD])
+    assert_places_as_by_hand(rule, vectors[is_unit(vectors)])
 
 
-def test_place_is_bit_equal_alone_sliced_and_permuted():
+@pytest.mark.parametrize("num_domains", [21, 99])
+def test_place_is_bit_equal_alone_sliced_and_permuted(num_domains):
     generator = np.random.default_rng(3)
-    rule = PlacementRule(unit_rows(generator, 21, 101), generator.uniform(0, 0.01, 21))
-    vectors = unit_rows(generator, 5_000, 101)  # more than one block
-    whole = rule.place(vectors)
-    order = generator.permutation(len(vectors))
-    permuted = rule.place(vectors[order])
-    sliced = [rule.place(vectors[start : start + 7]) for start in range(0, 700, 7)]
-    alone = [rule.place(vectors[row : row + 1]) for row in range(0, 5_000, 50)]
-    strided = rule.place(np.asfortranarray(vectors)[::3])
-    for column in range(len(whole)):
-        assert permuted[column].tobytes() == whole[column][order].tobytes()
-        assert b"".join(part[column].tobytes() for part in sliced) == whole[column][:700].tobytes()
-        assert b"".join(one[column].tobytes() for one in alone) == whole[column][::50].tobytes()
-        assert strided[column].tobytes() == whole[column][::3].tobytes()
+    rule = PlacementRule(unit_rows(generator, num_domains, 101), generator.uniform(0, 0.01, num_domains))
+    assert_places_alike_in_any_batch(rule, unit_rows(generator, 2_000, 101))  # more than one block
 
 
 def test_place_takes_no_rows():
@@ -157,93 +183,6 @@ def test_rule_refuses_centroids_and_prices_that_cannot_place(centroids, prices, 
         PlacementRule(centroids, prices)
 
 
-@pytest.fixture
-def stored() -> PlacementFiles:
-    rule = PlacementRule(EAST_NORTH_WEST, np.array([0, 0.5, 0.25]))
-    return store_rule(rule, {"kind": "lexical", "size": 3}, {"idf_B": np.arange(4, dtype=np.float32)})
-
-
-def test_rule_survives_being_stored(stored):
-    read = parse_rule(stored, "rule")
-    assert read.rule.centroids_KD.tobytes() == EAST_NORTH_WEST.tobytes()
-    assert read.rule.prices_K.tolist() == [0, 0.5, 0.25]
-    assert read.encoder == {"kind": "lexical", "size": 3}
-    assert {name: array.tolist() for name, array in read.encoder_arrays.items()} == {"idf_B": [0, 1, 2, 3]}
-    assert store_rule(read.rule, read.encoder, read.encoder_arrays) == stored
-
-
-def test_rule_is_stored_as_the_specification_says(stored):
-    description = json.loads(stored.description)
-    assert canonical(description) + b"\n" == stored.description
-    assert set(description) == {"version", "rule", "tree", "encoder", "student", "arrays_sha256"}
-    assert description["tree"] == {"depth": 1, "num_domains": 3, "num_nodes": 3}
-    arrays = load(stored.arrays)
-    assert {name: str(array.dtype) for name, array in arrays.items()} == {
-        "centroids_MD": "float32",
-        "prices_M": "float64",
-        "parent_M": "int32",
-        "leaf_M": "int32",
-        "encoder.idf_B": "float32",
-    }
-    assert arrays["parent_M"].tolist() == [-1, -1, -1]
-    assert arrays["leaf_M"].tolist() == [0, 1, 2]
-
-
-def forged(stored: PlacementFiles, change_arrays=lambda arrays: None, **changes) -> PlacementFiles:
-    """Change a stored rule so that its own digest holds."""
-    arrays = load(stored.arrays)
-    change_arrays(arrays)
-    data = save(arrays)
-    description = json.loads(stored.description) | {"arrays_sha256": hashlib.sha256(data).hexdigest()} | changes
-    return PlacementFiles(canonical(description) + b"\n", data)
-
-
-@pytest.mark.parametrize("position", range(0, 400, 7))
-def test_parse_refuses_a_flip_in_the_arrays(stored, position):
-    data = bytearray(stored.arrays)
-    data[position % len(data)] ^= 1 << position % 8
-    with pytest.raises(DamagedError, match="its arrays should have sha256"):
-        parse_rule(stored._replace(arrays=bytes(data)), "rule")
-
-
-@pytest.mark.parametrize(
-    "change",
-    [
-        lambda arrays: arrays.pop("leaf_M"),
-        lambda arrays: arrays.pop("centroids_MD"),
-        lambda arrays: arrays.update(leaf_M=np.array([1, 0, 2], np.int32)),
-        lambda arrays: arrays.update(parent_M=np.array([-1, 0, 0], np.int32)),
-        lambda arrays: arrays.update(prices_M=np.zeros(2)),
-        lambda arrays: arrays.update(prices_M=np.zeros(3, np.float32)),
-        lambda arrays: arrays.update(centroids_MD=EAST_NORTH_WEST.astype(np.float64)),
-        lambda arrays: arrays.update(centroids_MD=np.float32(3) * EAST_NORTH_WEST),
-    ],
-)
-def test_parse_refuses_arrays_that_are_no_flat_rule(stored, change):
-    with pytest.raises(DamagedError, match="rule is damaged"):
-        parse_rule(forged(stored, change), "rule")
-
-
-@pytest.mark.parametrize("changes", [{"version": 2}, {"student": {"kind": "logistic"}}, {"tree": {"depth": 2}}])
-def test_parse_says_that_a_later_rule_needs_a_later_version(stored, changes):
-    with pytest.raises(ManifestError, match="needs a later lmsplit") as caught:
-        parse_rule(forged(stored, **changes), "rule")
-    assert not isinstance(caught.value, DamagedError)
-
-
-@pytest.mark.parametrize("description", [b"", b"{}", b"[]", b"null", b"{", b"\xff"])
-def test_parse_refuses_another_description(stored, description):
-    with pytest.raises(DamagedError, match="rule is damaged"):
-        parse_rule(stored._replace(description=description), "rule")
-
-
-def test_parse_refuses_bytes_that_are_no_safetensors(stored):
-    data = b"\x80\x04pickle, or anything else"
-    description = json.loads(stored.description) | {"arrays_sha256": hashlib.sha256(data).hexdigest()}
-    with pytest.raises(DamagedError, match="rule is damaged"):
-        parse_rule(PlacementFiles(canonical(description), data), "rule")
-
-
 @settings(max_examples=30, derandomize=True, deadline=None)
 @given(st.integers(0, 10**6), st.integers(1, 40), st.integers(2, 30))
 def test_means_with_half_their_squares_as_prices_place_on_the_nearest(seed, num_domains, dimensions):
@@ -260,3 +199,137 @@ def test_means_with_half_their_squares_as_prices_place_on_the_nearest(seed, num_
     if num_domains > 1:
         seconds = np.sort(squares_NK, axis=1)[:, 1]
         np.testing.assert_allclose(placed.margin, (seconds - nearest) / 2, atol=1e-6)
+
+
+UNEVEN = np.array([-1, -1, -1, 0, 0, 2, 3, 3], np.int32)
+"""Two leaves below 0.0, and one each at 0.1, 1 and 2.0, which is an only child."""
+
+
+def test_place_matches_a_hand_worked_tree():
+    centroids = np.array([[0, 1], [0, -1], [1, 0], [0.6, 0.8], [-0.6, 0.8], [1, 0], [0.8, 0.6], [0, 1]], np.float32)
+    rule = PlacementRule(centroids, np.array([0, 0, 0, 0, 0, 0, 0.25, 0]), UNEVEN)
+    assert (rule.num_domains, rule.depth, rule.leaf_M.tolist()) == (5, 3, [-1, 3, -1, -1, 2, 4, 0, 1])
+    assert rule.paths == ((0, 0, 0), (0, 0, 1), (0, 1), (1,), (2, 0))
+    assert rule.leaf_nodes_K.tolist() == [6, 7, 4, 1, 5]
+    assert rule.prices_K.tolist() == [0.25, 0, 0, 0, 0]
+    assert rule.centroids_KD.tolist() == centroids[[6, 7, 4, 1, 5]].tolist()
+    placed = rule.place(np.array([[0.6, 0.8], [0, -1], [1, 0], [-0.28, 0.96], [0, 1]], np.float32))
+    # Costs of (0.6, 0.8): root 0.2 1.8 0.4; below 0: 0.0 0.72; below 0.0: 0.04 + 0.25 and 0.2: the last decision is the nearest.
+    # (-0.28, 0.96): 0.04 ... 1.28; 0.4 0.064. (0, 1): 0 2 1; 0.2 0.2, a tie, falls to 0.0; there 0.4 + 0.25 and 0.
+    assert placed.domain.tolist() == [1, 3, 4, 2, 1]
+    # (0, -1) at the root: 2 0 1; its runner-up is 2, whose only child is domain 4. (1, 0): 1 1 0, the tie is for the lower.
+    assert placed.second_domain.tolist() == [0, 4, 0, 1, 2]
+    np.testing.assert_allclose(placed.distance, [0.2, 0, 0, 0.064, 0], atol=1e-6)
+    np.testing.assert_allclose(placed.second_distance, [0.04, 1, 0.2, 0.04, 0.2], atol=1e-6)
+    np.testing.assert_allclose(placed.margin, [0.09, 1, 1, 0.336, 0], atol=1e-6)
+
+
+@st.composite
+def parents_of_trees(draw) -> np.ndarray:
+    parents: list[int] = []
+    for node, children in enumerate([draw(st.integers(1, 4)), *draw(st.lists(st.integers(0, 3), max_size=12))]):
+        if node <= len(parents):
+            parents += [node - 1] * children
+    return np.array(parents, np.int32)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    parents=parents_of_trees(),
+    seed=st.integers(0, 2**32 - 1),
+    dimensions=st.integers(1, 20),
+    noise=st.sampled_from([0.0, 1e-7, 1e-4, 1.0]),
+)
+def test_place_in_a_tree_equals_exact_sums(parents, seed, dimensions, noise):
+    generator = np.random.default_rng(seed)
+    prices = np.round(generator.uniform(0, noise, len(parents)), 9) * generator.integers(0, 2)
+    rule = PlacementRule(near_centroids(generator, len(parents), dimensions, noise), prices, parents)
+    assert_places_as_by_hand(rule, unit_rows(generator, 12, dimensions))
+
+
+def test_place_in_a_tree_is_bit_equal_alone_sliced_and_permuted():
+    generator = np.random.default_rng(4)
+    parents = np.repeat(np.array([-1, 0, 1, 5, 40, 73], np.int32), [70, 3, 1, 80, 2, 2])
+    rule = PlacementRule(unit_rows(generator, len(parents), 101), generator.uniform(0, 0.01, len(parents)), parents)
+    assert_places_alike_in_any_batch(rule, unit_rows(generator, 1_500, 101))
+
+
+@pytest.mark.parametrize("noise", [1e-7, 1e-3, 1.0])
+@pytest.mark.parametrize("children", [[21], [99], [70, 80, 5], [3, 80, 2, 4]])
+def test_place_does_not_depend_on_the_last_bits_of_a_product(children, noise, monkeypatch):
+    """With products off by nearly as much as any order of summation allows, everything comes out the same."""
+    generator = np.random.default_rng(6)
+    parents = np.repeat(np.arange(-1, len(children) - 1, dtype=np.int32), children)
+    prices = generator.uniform(0, noise, len(parents))
+    rule = PlacementRule(near_centroids(generator, len(parents), 101, noise), prices, parents)
+    vectors = unit_rows(generator, 300, 101)
+    expected = rule.place(vectors)
+    multiply = np.matmul
+
+    def multiply_worse(a, b, out=None):
+        product = multiply(a, b)
+        product += (generator.uniform(-100, 100, product.shape) * np.finfo(product.dtype).eps / 2).astype(product.dtype)
+        return product if out is None else np.copyto(out, product)
+
+    monkeypatch.setattr(np, "matmul", multiply_worse)
+    for column, values in zip(expected, rule.place(vectors), strict=True):
+        assert column.tobytes() == values.tobytes()
+
+
+def test_flat_rule_is_a_tree_of_depth_1():
+    generator = np.random.default_rng(5)
+    centroids, prices = unit_rows(generator, 9, 20), generator.uniform(0, 0.1, 9)
+    flat, tree = PlacementRule(centroids, prices), PlacementRule(centroids, prices, np.full(9, -1, np.int32))
+    for rule in (flat, tree):
+        assert (rule.depth, rule.num_domains, rule.paths) == (1, 9, tuple((k,) for k in range(9)))
+        assert rule.leaf_M.tolist() == rule.leaf_nodes_K.tolist() == list(range(9))
+        assert rule.centroids_KD.tobytes() == centroids.tobytes()
+        assert rule.prices_K.tobytes() == prices.tobytes()
+    vectors = unit_rows(generator, 50, 20)
+    assert [column.tobytes() for column in flat.place(vectors)] == [column.tobytes() for column in tree.place(vectors)]
+
+
+def test_tie_in_a_tree_goes_to_the_lowest_branch_and_of_equal_margins_the_highest_level_counts():
+    rule = PlacementRule(np.tile(EAST_NORTH_WEST[:1], (6, 1)), np.zeros(6), np.array([-1, -1, 0, 0, 1, 1], np.int32))
+    placed = rule.place(np.array([[1, 0]], np.float32))
+    assert (placed.domain.tolist(), placed.second_domain.tolist(), placed.margin.tolist()) == ([0], [2], [0])
+
+
+def test_chain_of_only_children_has_no_runner_up():
+    rule = PlacementRule(EAST_NORTH_WEST, np.zeros(3), np.array([-1, 0, 1], np.int32))
+    placed = rule.place(np.array([[1, 0]], np.float32))
+    assert (rule.num_domains, rule.depth, rule.paths) == (1, 3, ((0, 0, 0),))
+    assert (placed.domain.tolist(), placed.distance.tolist(), placed.second_domain.tolist()) == ([0], [2], [-1])
+    assert np.isnan(placed.second_distance).all()
+    assert np.isnan(placed.margin).all()
+
+
+def test_tree_places_no_rows():
+    placed = PlacementRule(EAST_NORTH_WEST, np.zeros(3), np.array([-1, 0, 0], np.int32)).place(np.zeros((0, 2), np.float32))
+    assert isinstance(placed, Placements)
+    assert [len(column) for column in placed] == [0] * 5
+
+
+@pytest.mark.parametrize(
+    ("parents", "message"),
+    [
+        (np.array([-1, -1], np.int32), "2 parents for 3 centroids"),
+        (np.array([-1, -1, 0]), "parents are int64"),
+        (np.zeros((3, 1), np.int32), "of shape"),
+        (np.array([-1, 0, -1], np.int32), "must ascend"),
+        (np.array([0, 0, 1], np.int32), "must ascend from -1"),
+        (np.array([-1, 1, 1], np.int32), "each before its children"),
+        (np.array([-1, 2, 2], np.int32), "each before its children"),
+        (np.array([-1, -1, 3], np.int32), "each before its children"),
+        (np.array([-2, -1, 0], np.int32), "must ascend from -1"),
+    ],
+)
+def test_rule_refuses_parents_that_are_no_tree(parents, message):
+    with pytest.raises(ValueError, match=message):
+        PlacementRule(EAST_NORTH_WEST, np.zeros(3), parents)
+
+
+@pytest.mark.parametrize("kinds", [(np.float64, np.float64), (np.float32, np.float32)])
+def test_rule_refuses_other_types(kinds):
+    with pytest.raises(ValueError, match="expected float32 and float64"):
+        PlacementRule(EAST_NORTH_WEST.astype(kinds[0]), np.zeros(3, kinds[1]))
