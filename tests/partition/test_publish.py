@@ -5,6 +5,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from lmsplit.manifests.commit import read_commit
@@ -65,3 +67,26 @@ def test_bad_fraction_is_a_limit_and_not_a_rate_to_reach(run: Run, bad: int, sto
             check_bad_fraction(run, ["scan", "place"])
     else:
         check_bad_fraction(run, ["scan", "place"])
+
+
+@pytest.mark.parametrize(("max_named", "named"), [(3, "d00000, d00001, d00002"), (2, "d00000, d00001 and 1 more")])
+def test_domains_without_heldout_documents_are_named_as_far_as_one_can_read(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, max_named: int, named: str
+) -> None:
+    monkeypatch.setattr("lmsplit.partition.publish.MAX_NAMED", max_named)
+    for path in run.folder("gather").glob("*.json"):
+        path.write_text(path.read_text().replace('"split":"heldout"', '"split":"train"'))
+    publish(run, "scan")
+    assert f"no document of {named} is held out" in caplog.text
+
+
+def test_row_of_a_domain_sums_its_own_files(run: Run) -> None:
+    publish(run, "scan")
+    (path,) = run.store.path("domains").glob("*.parquet")
+    for row in pq.read_table(path).to_pylist():
+        files = pa.concat_tables(pq.read_table(file) for file in run.store.path(f"data/{row['domain']}").glob("*.parquet"))
+        own = files.select(["split", "num_bytes", "distance"]).to_pylist()
+        assert (row["num_documents"], row["num_bytes"]) == (len(own), sum(document["num_bytes"] for document in own))
+        assert row["mean_distance"] == pytest.approx(sum(document["distance"] for document in own) / len(own))
+        for split in ("train", "heldout", "excluded"):
+            assert row[f"num_{split}"] == sum(document["split"] == split for document in own)
