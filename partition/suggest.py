@@ -1,0 +1,258 @@
+"""How many domains? What each number k would give, and which k this sample supports; behind `lmsplit partition --suggest`.
+
+```
+sample's vectors ─► three disjoint parts ─► k-means on each ─► three rules
+    each part + the two rules that have not seen it ─► held-out inertia, stability, domain sizes: Assessment
+assessments of all k ─► recommend ─► Recommendation ─► table, JSON rows, picture (see `picture`)
+```
+
+Stability asks whether other documents would have given the same domains (Ben-Hur et al. 2002; Lange et al. 2004): two rules
+fitted on disjoint documents place a third part, and the adjusted Rand index compares where. It says which k is reproducible, not
+which is true: a corpus may have several good answers, and a sample shows none finer than it has documents for. This does *not*
+partition anything, and knows nothing of `max_imbalance` or a hierarchy.
+
+Cost: for each k three fits on a third of the sample. Memory: the sample's vectors, twice.
+
+Shape legend: N documents of the sample, D dimensions, K domains.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+from rich.table import Table
+from sklearn.metrics import adjusted_rand_score
+
+from lmsplit.manifests.errors import InputError
+from lmsplit.manifests.placement import Floats, PlacementRule
+from lmsplit.partition.cluster import kmeans, num_distinct
+from lmsplit.partition.fit import EncodedSample, encode_sample
+from lmsplit.partition.gate import MIN_STABILITY
+from lmsplit.partition.planning import Planned
+from lmsplit.partition.run import Run
+
+NUM_PARTS: Final = 3
+"""The fewest where two rules can be compared on documents that neither has seen; each part has that role once."""
+MIN_PER_DOMAIN: Final = 50
+"""Documents of a part per domain (assumption; faiss warns below 39 points a centroid): with fewer, centroids are mostly noise."""
+MAX_DROP: Final = 0.1
+"""So far may a stability be below the best. Measured (benchmarks/results/suggest.md) beside 0.05, 0.15 and other criteria."""
+
+Indices = npt.NDArray[np.int64]
+
+
+class Assessment(NamedTuple):
+    """What k domains would be like; each value is the mean over the parts, measured on documents that no fit has seen."""
+
+    k: int
+    documents: int
+    """of the sample."""
+    heldout_inertia: float
+    """mean of |x - c|² over documents x and their centroids c; at most about 1, falling with k."""
+    stability: float
+    """adjusted Rand index between two rules' placements: 1 the same domains, 0 no more alike than by chance."""
+    smallest: float
+    """the smallest domain's tokens or bytes over the mean domain's."""
+    largest: float
+    """the largest domain's, likewise."""
+
+
+class Recommendation(NamedTuple):
+    """The number of domains to begin with."""
+
+    k: int
+    why: str
+    """one to four sentences for a user."""
+
+
+def candidates(num_documents: int) -> tuple[int, ...]:
+    """Return the numbers of domains to try: powers of two and three times them, as far as each part has 50 documents a domain.
+
+    Steps of a third to a half are as fine as recommendations are right (measured: benchmarks/results/suggest.md).
+
+    Args:
+        num_documents: of the sample.
+
+    >>> candidates(1000), candidates(10_000)[-2:]
+    ((2, 3, 4, 6), (48, 64))
+    """
+    limit = num_documents // NUM_PARTS // MIN_PER_DOMAIN
+    powers = [2**exponent for exponent in range(1, limit.bit_length() + 1)]
+    return tuple(k for k in sorted([*powers, *(power // 2 * 3 for power in powers)]) if k <= limit)
+
+
+def parts(num_documents: int, seed: int) -> list[Indices]:
+    """Return the rows of the three disjoint parts, drawn at random, equal to within one document."""
+    drawn = np.random.default_rng([seed, num_documents]).permutation(num_documents)
+    return [np.sort(part) for part in np.array_split(drawn, NUM_PARTS)]
+
+
+def assess(embeddings_ND: Floats, weight_N: npt.NDArray[np.float64], num_domains: int, seed: int) -> Assessment:
+    """Say what K domains would be like.
+
+    Args:
+        embeddings_ND: unit rows of the sample.
+        weight_N: each document's tokens or bytes.
+        num_domains: K.
+        seed: of the parts and the fits.
+
+    Raises:
+        ConfigurationError: a part has fewer than K different vectors.
+    """
+    rows = parts(len(embeddings_ND), seed)
+    return compare(fit_parts(embeddings_ND, rows, num_domains, seed), rows, embeddings_ND, weight_N)
+
+
+def fit_parts(embeddings_ND: Floats, rows: Sequence[Indices], num_domains: int, seed: int) -> list[PlacementRule]:
+    """Return a rule of K domains for each part."""
+    return [kmeans(embeddings_ND[part], num_domains, seed).rule() for part in rows]
+
+
+def compare(
+    rules: Sequence[PlacementRule], rows: Sequence[Indices], embeddings_ND: Floats, weight_N: npt.NDArray[np.float64]
+) -> Assessment:
+    """Compare rules, each fitted on one part, by the documents that they have not seen.
+
+    Args:
+        rules: one a part.
+        rows: the parts' rows.
+        embeddings_ND: unit rows of the sample.
+        weight_N: each document's tokens or bytes.
+    """
+    num_domains = rules[0].num_domains
+    domains = [rule.place(embeddings_ND).domain for rule in rules]
+    unseen = [np.setdiff1d(np.arange(len(embeddings_ND)), part) for part in rows]
+    agreements = []
+    for one, other in combinations(range(NUM_PARTS), 2):
+        third = np.intersect1d(unseen[one], unseen[other])
+        agreements.append(adjusted_rand_score(domains[one][third], domains[other][third]))
+    inertias, smallest, largest = [], [], []
+    for rule, domain_N, new in zip(rules, domains, unseen, strict=True):
+        differences_ND = embeddings_ND[new] - rule.centroids_KD[domain_N[new]]
+        inertias.append(np.einsum("nd,nd->", differences_ND, differences_ND, dtype=np.float64) / len(new))
+        sizes_K = np.bincount(domain_N[new], weights=weight_N[new], minlength=num_domains)
+        smallest.append(sizes_K.min() / sizes_K.mean())
+        largest.append(sizes_K.max() / sizes_K.mean())
+    means = (float(np.mean(values)) for values in (inertias, agreements, smallest, largest))
+    return Assessment(num_domains, len(embeddings_ND), *means)
+
+
+def recommend(assessments: Sequence[Assessment]) -> Recommendation:
+    """Recommend the largest k whose stability is within 0.1 of the best: as fine as other documents would have given it too.
+
+    Few coarse domains are nearly always stable, so the most stable k is too small (Ben-Hur et al. 2002 look for the fall
+    as well; Tibshirani and Walther 2005 take the largest k above a bound). A bound relative to the best serves an encoder
+    under which nothing is very stable. How often it is right, and how often other criteria: benchmarks/results/suggest.md.
+
+    Args:
+        assessments: by rising k, at least one.
+
+    >>> stabilities = {2: 1.0, 4: 0.95, 8: 0.7}
+    >>> recommend([Assessment(k, 900, 0.8, value, 0.5, 2.0) for k, value in stabilities.items()]).k
+    4
+    """
+    best = max(assessments, key=lambda assessment: assessment.stability)
+    chosen = [assessment for assessment in assessments if assessment.stability >= best.stability - MAX_DROP][-1]
+    return Recommendation(chosen.k, " ".join(_reasons(assessments, best, chosen)))
+
+
+def _reasons(assessments: Sequence[Assessment], best: Assessment, chosen: Assessment) -> Iterator[str]:
+    yield (
+        f"{chosen.k} is the largest number of domains with a stability ({chosen.stability:.2f}) within {MAX_DROP} of the best "
+        f"({best.stability:.2f} at {best.k})."
+    )
+    if best.stability < MIN_STABILITY:
+        yield f"But none is stable: other documents would give other domains (below {MIN_STABILITY}), so take it as a guess."
+    others = [a for a in assessments if a.k != chosen.k and a.stability >= chosen.stability]
+    if others:
+        yield f"No less stable: {', '.join(f'{a.k} ({a.stability:.2f})' for a in others)}."
+    if chosen is assessments[-1]:
+        yield f"It is the largest that a sample of {chosen.documents} documents can judge: a larger sample_size tries more."
+
+
+@dataclass(frozen=True)
+class Suggest:
+    """The stage that assesses each candidate; it comes after `encode`.
+
+    Args:
+        run: the run, with its sample chosen, and encoded where an encoder is pinned.
+    """
+
+    run: Run
+    name: str = "suggest"
+
+    @property
+    def num_tasks(self) -> int:
+        """One per candidate; none for a sample too small to compare."""
+        return len(self._candidates)
+
+    @cached_property
+    def _candidates(self) -> tuple[int, ...]:
+        return candidates(self.run.receipt("sample", 0)["documents"])
+
+    @cached_property
+    def _sample(self) -> EncodedSample:
+        """Kept from task to task: `lexical` is fitted anew by each worker, which takes seconds."""
+        return encode_sample(self.run, Planned(self.run).configuration.seed)
+
+    def do(self, task: int) -> None:
+        """Assess one candidate; none is found where a part has fewer different vectors than it has domains."""
+        seed, k = Planned(self.run).configuration.seed, self._candidates[task]
+        embeddings_ND = self._sample.embeddings_ND
+        fits = min(num_distinct(embeddings_ND[part]) for part in parts(len(embeddings_ND), seed)) >= k
+        found = assess(embeddings_ND, self._sample.weight_N, k, seed)._asdict() if fits else None
+        self.run.finish(self.name, task, {}, {"documents": len(embeddings_ND), "assessment": found})
+
+
+def suggestion(run: Run) -> tuple[list[Assessment], Recommendation]:
+    """Read back what the stage found, by rising k, and recommend a number of domains.
+
+    Args:
+        run: the run, with the stage done.
+
+    Raises:
+        InputError: the sample is too small, or its vectors are too few, for two domains.
+    """
+    receipts = run.receipts("suggest", Suggest(run).num_tasks)
+    assessments = [Assessment(**receipt["assessment"]) for receipt in receipts if receipt["assessment"]]
+    if not assessments:
+        documents, needed = run.receipt("sample", 0)["documents"], 2 * NUM_PARTS * MIN_PER_DOMAIN
+        raise InputError(
+            f"the sample has {documents} documents, and --suggest needs {needed} with different vectors: "
+            "give a larger corpus or sample_size, or choose the number of domains yourself"
+        )
+    return assessments, recommend(assessments)
+
+
+def as_rows(assessments: Sequence[Assessment], recommendation: Recommendation) -> list[dict[str, Any]]:
+    """Return one JSON object for each k."""
+    return [
+        {
+            "k": assessment.k,
+            "heldout_inertia": assessment.heldout_inertia,
+            "stability": assessment.stability,
+            "smallest": assessment.smallest,
+            "largest": assessment.largest,
+            "recommended": assessment.k == recommendation.k,
+        }
+        for assessment in assessments
+    ]
+
+
+def as_table(assessments: Sequence[Assessment], recommendation: Recommendation) -> Table:
+    """Return the table for a terminal; the recommended row is marked."""
+    table = Table(box=None, header_style="bold", pad_edge=False, caption=recommendation.why, caption_justify="left")
+    for name in ("domains", "held-out inertia", "stability", "smallest/mean", "largest/mean"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("")
+    for row in as_rows(assessments, recommendation):
+        values = [f"{row[key]:.{digits}f}" for key, digits in _DIGITS.items()]
+        table.add_row(str(row["k"]), *values, "recommended" if row["recommended"] else "", style="bold" * row["recommended"])
+    return table
+
+
+_DIGITS: Final = {"heldout_inertia": 4, "stability": 3, "smallest": 2, "largest": 2}
