@@ -8,7 +8,7 @@ OUTPUT ?=
 
 setup: .venv/.complete
 
-# All extras but gpu (its faiss replaces the CPU one), and what the tests and outside checks need.
+# All extras, and what the tests and outside checks need.
 .venv/.complete: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip 'setuptools>=80'

@@ -41,7 +41,7 @@ class FileEntry(Record):
 
     # Of a known folder and without dots at the start of a part: a hostile commit cannot name a file outside.
     path: str = Field(
-        pattern=r"^(plans|domains|placement|ids|data|quarantine|exclusions)(/[0-9A-Za-z_-][0-9A-Za-z_.-]*)+$",
+        pattern=r"^(plans|domains|placement|ids|data|quarantine|exclusions|embeddings)(/[0-9A-Za-z_-][0-9A-Za-z_.-]*)+$",
         description="POSIX path relative to the manifest",
     )
     bytes: int = Field(ge=0, description="size in bytes")
@@ -84,6 +84,41 @@ class Counts(Record):
         return None if total == self.read else total
 
 
+class Balance(Record):
+    """What bounding the largest domain took, and what it cost."""
+
+    max_imbalance: float = Field(description="the bound asked for: the largest domain over the mean")
+    sampling_error: float = Field(description="s: on the corpus, the largest domain may be larger than on the sample by 1 + 2s")
+    cap: float = Field(description="the bound that the sample was balanced to: max_imbalance / (1 + 2s)")
+    imbalance_before: float = Field(description="of the sample, before")
+    coherence_before: float = Field(description="of the sample, before")
+
+
+class GateFinding(Record):
+    """A reason to look before training on the domains."""
+
+    code: str = Field(description="a fixed word, such as imbalance")
+    where: str = Field(description="a domain, or fit for all of them")
+    expected: str = Field(description="what was expected, for people")
+    found: str = Field(description="what was found, for people")
+    remedy: str = Field(description="what to do, for people")
+
+
+class Gate(Record):
+    """What the quality gate measured and found."""
+
+    imbalance: float = Field(description="size of the largest domain over the mean, in all splits")
+    imbalance_by: Literal["tokens", "bytes"] = Field(description="what sizes are counted in: bytes without a tokenizer")
+    coherence: float = Field(description="share of the sample vectors' variance that the domains explain, at most 1")
+    stability: float | None = Field(
+        description="adjusted Rand index between the domains of two halves of the sample; null where they are too small"
+    )
+    sample_documents: int = Field(description="documents that the rule was fitted on")
+    sample_imbalance: float = Field(description="imbalance of the sample")
+    balance: Balance | None = Field(description="what bounding the largest domain took; null where nothing had to be done")
+    findings: tuple[GateFinding, ...] = Field(description="reasons to look, those on all domains first")
+
+
 class Body(Record):
     """What a manifest holds and how it was made; the same work gives the same body."""
 
@@ -108,7 +143,7 @@ class Body(Record):
     )
     software: dict[str, str] = Field(description="versions of the libraries that determine content")
     tier: str = Field(description="what is reproducible, in words: see Determinism")
-    gate: dict[str, Any] | None = Field(default=None, description="findings of the quality gate; null where not run")
+    gate: Gate | None = Field(default=None, description="what the quality gate measured and found; null where not run")
     tombstones: tuple[dict[str, Any], ...] = Field(default=(), description="documents taken down since the parent")
 
     @model_validator(mode="after")

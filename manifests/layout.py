@@ -10,6 +10,7 @@
   data/d00007/part-00000-<sha>.parquet
   quarantine/part-00000-<sha>.parquet
   exclusions/part-00000-<sha>.parquet
+  embeddings/00012-<sha>.parquet                      by work unit, where they are kept
   README.md                                           derived, mutable
   _work/<run id>/                                     receipts and pieces of a run
 ```
@@ -24,7 +25,7 @@ SHA_DIGITS = 16
 CARD = "README.md"
 WORK = "_work"
 COMMITS = "commits"
-FOLDERS = ("commits", "plans", "domains", "placement", "ids", "data", "quarantine", "exclusions")
+FOLDERS = ("commits", "plans", "domains", "placement", "ids", "data", "quarantine", "exclusions", "embeddings")
 
 _COMMIT = re.compile(r"([0-9]{5,})\.json")
 
@@ -100,6 +101,11 @@ def quarantine_path(part: int, sha256: str) -> str:
 def exclusions_path(part: int, sha256: str) -> str:
     """Return the path of part `part` of the exclusions."""
     return f"exclusions/part-{part:05d}-{sha256[:SHA_DIGITS]}.parquet"
+
+
+def embeddings_path(unit: int, sha256: str) -> str:
+    """Return the path of the kept vectors of work unit `unit`."""
+    return f"embeddings/{unit:05d}-{sha256[:SHA_DIGITS]}.parquet"
 
 
 def work_path(run_id: str) -> str:

@@ -18,7 +18,8 @@ from lmsplit.manifests import encoder as encoders
 from lmsplit.manifests.commit import Body, Commit, FileEntry, read_commit
 from lmsplit.manifests.errors import DamagedError, ManifestError
 from lmsplit.manifests.lookup import Lookup, find
-from lmsplit.manifests.placement import Encoder, PlacementFiles, PlacementRule, StoredRule, parse_rule
+from lmsplit.manifests.placement import Encoder, PlacementRule
+from lmsplit.manifests.rule_files import PlacementFiles, StoredRule, parse_rule
 from lmsplit.manifests.schema import FIXED_COLUMNS, SPLITS
 from lmsplit.manifests.store import Store, file_sha256, local_path
 
@@ -30,6 +31,8 @@ class Domain:
     """One domain of a manifest, as its domain table has it."""
 
     domain: str
+    path: tuple[int, ...]
+    """branches from the root of the tree; one number where domains are flat."""
     label: str
     keywords: tuple[str, ...]
     representatives: tuple[str, ...]
@@ -309,6 +312,7 @@ def _read_domains(path: Path, name: str) -> tuple[Domain, ...]:
 def _domain(row: dict[str, Any]) -> Domain:
     return Domain(
         domain=row["domain"],
+        path=tuple(row["path"]),
         label=row["label"],
         keywords=tuple(row["keywords"]),
         representatives=tuple(row["representatives"]),

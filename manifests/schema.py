@@ -45,7 +45,7 @@ DOMAIN_FIELDS: Final[tuple[Row, ...]] = (
     ("domain", pa.string(), False, "d00000, d00001, …: the leaf's name"),
     ("path", pa.list_(pa.int32()), False, "branches from the root of the tree to this leaf; one number when flat"),
     ("label", pa.string(), False, "a short name made of the keywords; data, never a path"),
-    ("keywords", pa.list_(pa.string()), False, "terms that set the domain apart (class-based TF-IDF), best first"),
+    ("keywords", pa.list_(pa.string()), False, "terms that set the domain apart, best first"),
     ("representatives", pa.list_(pa.string()), False, "doc_id of documents nearest the centroid, nearest first"),
     ("excerpts", pa.list_(pa.string()), False, "the beginnings of the representatives"),
     ("num_documents", pa.int64(), False, "documents in all splits"),
@@ -89,6 +89,17 @@ EXCLUSION_FIELDS: Final[tuple[Row, ...]] = (
     ("similarity", pa.float32(), False, "Jaccard similarity of their sets of word 5-grams, 0 to 1"),
 )
 
+EMBEDDING_FIELDS: Final[tuple[Row, ...]] = (
+    ("doc_id", pa.string(), False, "a document of the manifest"),
+    ("ordinal", pa.int64(), False, "its place among the usable documents of its work unit, from 0; the file is sorted by it"),
+    (
+        "vector",
+        pa.list_(pa.float32()),
+        False,
+        "its unit vector, by the encoder that the placement rule pins; a list of fixed size",
+    ),
+)
+
 
 def _schema(fields: tuple[Row, ...]) -> pa.Schema:
     return pa.schema([pa.field(name, kind, nullable=nullable) for name, kind, nullable, _ in fields])
@@ -98,6 +109,12 @@ DOMAINS: Final = _schema(DOMAIN_FIELDS)
 IDS: Final = _schema(ID_FIELDS)
 QUARANTINE: Final = _schema(QUARANTINE_FIELDS)
 EXCLUSIONS: Final = _schema(EXCLUSION_FIELDS)
+
+
+def embeddings(dimensions: int) -> pa.Schema:
+    """Return the schema of a file of kept vectors of so many dimensions."""
+    fields = (*EMBEDDING_FIELDS[:-1], ("vector", pa.list_(pa.float32(), dimensions), *EMBEDDING_FIELDS[-1][2:]))
+    return _schema(fields)
 
 
 def documents(keep: pa.Schema | None = None, *, placement_sha256: str | None = None) -> pa.Schema:

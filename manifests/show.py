@@ -10,6 +10,8 @@ from lmsplit.manifests.reader import Domain, Manifest
 from lmsplit.manifests.schema import SPLITS
 
 _WIDE = 120
+_MAX_NAMED = 6
+"""Domains named in a line about one kind of finding; `--json` has all."""
 
 
 def summary(manifest: Manifest, domain: str | None = None) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def summary(manifest: Manifest, domain: str | None = None) -> dict[str, Any]:
         "tier": body.tier,
         "encoder": body.encoder,
         "splits": body.splits,
-        "gate": body.gate,
+        "gate": None if body.gate is None else body.gate.model_dump(mode="json"),
         "domains": [_domain(item) | (_detail(item) if domain else {}) for item in domains],
     }
 
@@ -47,6 +49,7 @@ def summary(manifest: Manifest, domain: str | None = None) -> dict[str, Any]:
 def _domain(domain: Domain) -> dict[str, Any]:
     return {
         "domain": domain.domain,
+        "path": list(domain.path),
         "label": domain.label,
         "keywords": list(domain.keywords),
         "documents": domain.documents,
@@ -77,6 +80,7 @@ def render(manifest: Manifest, domain: str | None = None, *, width: int = 100) -
         "splits  " + ", ".join(f"{facts['splits'].get(split, 0):,} {split}" for split in SPLITS) + "\n",
         f"set aside  {facts['quarantined']:,} quarantined, {facts['duplicates']:,} duplicates of {facts['read']:,} read\n",
         f"encoder  {manifest.encoder_name}   {facts['tier']}\n",
+        *gate_lines(facts["gate"]),
     )
     table = _table(facts, with_keywords=width >= _WIDE)
     if domain is None:
@@ -89,6 +93,9 @@ def render(manifest: Manifest, domain: str | None = None, *, width: int = 100) -
 def _table(facts: dict[str, Any], *, with_keywords: bool) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("domain", no_wrap=True)
+    nested = any(len(item["path"]) > 1 for item in facts["domains"])
+    if nested:
+        table.add_column("path", no_wrap=True)
     table.add_column("label", overflow="fold")
     tokens = [] if facts["tokens"] is None else ["tokens"]
     for name in ("documents", "share", "size", *tokens, "held out", "distance"):
@@ -99,6 +106,7 @@ def _table(facts: dict[str, Any], *, with_keywords: bool) -> Table:
         distance = item["mean_distance"]
         cells = [
             item["domain"],
+            *([".".join(map(str, item["path"]))] if nested else []),
             Text(item["label"]),
             f"{item['documents']:,}",
             f"{item['documents'] / max(facts['documents'], 1):.1%}",
@@ -109,6 +117,27 @@ def _table(facts: dict[str, Any], *, with_keywords: bool) -> Table:
         ]
         table.add_row(*cells, *([Text(", ".join(item["keywords"][3:]))] if with_keywords else []))
     return table
+
+
+def gate_lines(gate: dict[str, Any] | None) -> list[str]:
+    """Return what the quality gate measured and found, as lines for people; one line for each kind of finding.
+
+    Args:
+        gate: the commit's `gate`; None where it was not run.
+    """
+    if gate is None:
+        return []
+    lines = [f"largest domain  {gate['imbalance']:.2f} times the mean, in {gate['imbalance_by']}"]
+    stability = "" if gate["stability"] is None else f", stability {gate['stability']:.2f}"
+    lines.append(f"coherence  {gate['coherence']:.1%} of the variance explained{stability}")
+    if (balance := gate["balance"]) is not None:
+        lines[0] += f"; {balance['imbalance_before']:.2f} before max_imbalance {balance['max_imbalance']:.4g}"
+        lines[1] += f"; {balance['coherence_before']:.1%} before max_imbalance"
+    for code in dict.fromkeys(finding["code"] for finding in gate["findings"]):
+        found = [finding for finding in gate["findings"] if finding["code"] == code]
+        where = ", ".join(finding["where"] for finding in found[:_MAX_NAMED]) + (", …" if len(found) > _MAX_NAMED else "")
+        lines.append(f"finding  {code}: {where}; expected {found[0]['expected']}; {found[0]['remedy']}")
+    return [line + "\n" for line in lines]
 
 
 def _tokens(facts: dict[str, Any]) -> str:

@@ -5,10 +5,11 @@ Keys whose work comes with a later release are known here and refused with a mes
 
 import os
 import re
+from math import ceil, prod
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, Self
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
 from lmsplit.manifests.configuration import Strict
 from lmsplit.manifests.lexical import LEXICAL
@@ -16,12 +17,21 @@ from lmsplit.manifests.model_files import MINILM
 from lmsplit.manifests.schema import DOCUMENT_FIELDS
 from lmsplit.manifests.sentence import Precision
 
+MAX_DOMAINS: Final = 100_000
 MIN_SAMPLE: Final = 10_000
 SAMPLE_PER_DOMAIN: Final = 256
 MIN_HELDOUT_PER_DOMAIN: Final = 200
 MAX_HELDOUT_FRACTION: Final = 0.1
 MAX_HELDOUT_DOCUMENTS: Final = 2_000_000
 """Where near-duplicates are searched for. Assumption: their index then maps 480 MB at threshold 0.8, and takes 1 GB to build."""
+
+BALANCE_ERROR: Final = 0.02
+"""Relative standard error of a domain's tokens that the sample of a balanced fit is made large enough for: the bound is then
+lowered by about twice that (measured: benchmarks/results/imbalance.md)."""
+ASSUMED_SPREAD: Final = 2.0
+"""1 + (standard deviation / mean)² of documents' lengths, until the scan has measured it (assumption)."""
+MAX_BALANCED_SAMPLE: Final = 1_000_000
+"""Documents beyond which balancing alone asks for no more: 1.5 GB of MiniLM's vectors (assumption)."""
 
 _LATER: Final = "comes with a later release; leave it out for now"
 _UNITS: Final = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
@@ -135,9 +145,12 @@ class Partition(Strict):
 
     input: Input = Field(description="the corpus: a path, a glob, a list of them, or a mapping with columns")
     output: str = Field(min_length=1, description="the manifest's directory")
-    domains: int = Field(ge=1, le=100_000, description="number of domains k")
+    domains: tuple[int, ...] = Field(description="number of domains k; or a list such as [8, 4]: 8 branches of 4 each")
     encoder: Encoder = Field(default_factory=Encoder, description="minilm, lexical, or a mapping: what turns text into vectors")
     sample_size: int | None = Field(default=None, ge=1, description="documents to cluster [256 x domains, at least 10,000]")
+    max_imbalance: float | None = Field(
+        default=None, gt=1, le=1000, description="bound on the largest domain's tokens (without a tokenizer: bytes) over the mean"
+    )
     heldout_fraction: float = Field(default=0.01, ge=0, le=MAX_HELDOUT_FRACTION, description="share of documents held out")
     near_duplicate_threshold: float | None = Field(
         default=0.8,
@@ -150,6 +163,8 @@ class Partition(Strict):
     duplicate_ids: Literal["error", "quarantine"] = Field(default="error", description="what to do with a repeated id")
     tokenizer: str | None = Field(default=None, min_length=1, description="tokenizer.json, its directory or a hub id: num_tokens")
     shard_size: Bytes = Field(default=256 * 10**6, ge=2**20, description="text bytes in one data file, at most by one piece")
+    keep_embeddings: bool = Field(default=False, description="publish every document's vector too; lets --refit encode nothing")
+    gate: Literal["warn", "fail"] = Field(default="warn", description="what findings of the quality gate do before publish")
     seed: int = Field(default=0, ge=0, lt=2**63, description="seed of every random choice")
     executor: Executor = Field(default_factory=Executor, description="what runs the stages")
 
@@ -158,11 +173,9 @@ class Partition(Strict):
     def _later(cls, values: Any) -> Any:
         if not isinstance(values, dict):
             return values
-        later = ("agreement", "max_imbalance", "keep_embeddings", "gate")
-        for key in later:
-            if values.get(key) not in (None, False):
-                raise ValueError(f"{key}: {_LATER}")
-        return {key: value for key, value in values.items() if key not in later}
+        if values.get("agreement") is not None:
+            raise ValueError(f"agreement: {_LATER}")
+        return {key: value for key, value in values.items() if key != "agreement"}
 
     @field_validator("input", mode="before")
     @classmethod
@@ -171,10 +184,19 @@ class Partition(Strict):
 
     @field_validator("domains", mode="before")
     @classmethod
-    def _flat(cls, value: Any) -> Any:
-        if isinstance(value, list):
-            raise ValueError(f"a hierarchy such as {value} {_LATER}; give one number")
-        return value
+    def _levels(cls, value: Any) -> Any:
+        levels = value if isinstance(value, list | tuple) else [value]
+        least = 1 if len(levels) == 1 else 2
+        if not levels or not all(type(level) is int and level >= least for level in levels) or prod(levels) > MAX_DOMAINS:
+            raise ValueError(
+                f"expected a whole number from 1 to {MAX_DOMAINS}, or for a hierarchy a list with one of at least 2 a level, "
+                "such as [8, 4]"
+            )
+        return tuple(levels)
+
+    @field_serializer("domains")
+    def _shortest(self, value: tuple[int, ...]) -> int | list[int]:
+        return value[0] if len(value) == 1 else list(value)
 
     @field_validator("encoder", mode="before")
     @classmethod
@@ -186,12 +208,25 @@ class Partition(Strict):
         return {"model": value} if isinstance(value, str) else value
 
     @property
-    def wanted_sample(self) -> int:
-        """Documents that the clustering sample should have; the corpus may have fewer."""
-        return self.sample_size or max(MIN_SAMPLE, SAMPLE_PER_DOMAIN * self.domains)
+    def num_domains(self) -> int:
+        """K, the leaves asked for; a branch with few different documents may get fewer."""
+        return prod(self.domains)
+
+    def wanted_sample(self, spread: float = ASSUMED_SPREAD) -> int:
+        """Return how many documents the clustering sample should have; the corpus may have fewer.
+
+        Args:
+            spread: 1 + (standard deviation / mean)² of the documents' lengths; balancing needs the more of them the larger it is.
+        """
+        wanted = max(MIN_SAMPLE, SAMPLE_PER_DOMAIN * self.num_domains)
+        if self.max_imbalance is not None:
+            wanted = max(wanted, min(MAX_BALANCED_SAMPLE, ceil(self.num_domains * spread / BALANCE_ERROR**2)))
+        return self.sample_size or wanted
 
     def content(self) -> dict[str, Any]:
         """Return the keys that determine the manifest's content: not the output, the executor, or where the input lies."""
-        excluded: Any = {"output": True, "executor": True, "encoder": True, "tokenizer": True, "input": {"paths"}}
-        values = self.model_dump(mode="json", exclude=excluded)
-        return values | {"encoder": self.encoder.content(), "sample_size": self.wanted_sample}
+        elsewhere = {"output", "executor", "encoder", "tokenizer", "gate"}
+        values = self.model_dump(mode="json", exclude={**dict.fromkeys(elsewhere, True), "input": {"paths"}})
+        if self.max_imbalance is None:  # else the scan finds out how many are needed
+            values["sample_size"] = self.wanted_sample()
+        return values | {"encoder": self.encoder.content()}

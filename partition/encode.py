@@ -22,7 +22,9 @@ import pyarrow.parquet as pq
 from lmsplit.manifests import encoder as encoders
 from lmsplit.manifests.model_files import MINILM
 from lmsplit.manifests.placement import Encoder, Floats
+from lmsplit.manifests.reader import Manifest
 from lmsplit.partition.planning import Planned
+from lmsplit.partition.refit import kept_vectors, parent_of
 from lmsplit.partition.run import Run
 from lmsplit.partition.sample import pinned_encoder, sample_rows
 
@@ -56,12 +58,26 @@ class Encode:
             ConfigurationError: this machine does not compute the pinned vectors to the last bit.
         """
         rows = sample_rows(self.run, task)
-        vectors_ND = self._encoder.encode(rows["text"].to_list())
+        parent = parent_of(self.run)
+        vectors_ND = self._encoder.encode(rows["text"].to_list()) if parent is None else _kept(parent, rows)
         values = pa.FixedSizeListArray.from_arrays(pa.array(vectors_ND.ravel()), vectors_ND.shape[1])
         table = pa.table({"unit": rows["unit"].to_arrow(), "ordinal": rows["ordinal"].to_arrow(), "vector": values})
         with self.run.store.spool() as path:
             pq.write_table(table, path, compression="zstd", write_page_checksum=True)
             self.run.finish(self.name, task, {"vectors": path}, {"documents": len(rows)})
+
+
+def _kept(parent: Manifest, rows: pl.DataFrame) -> Floats:
+    """Return the sample's vectors from those that a manifest keeps; zeros where it has none, as for a text without a place."""
+    parts = []
+    for (unit,), own in rows.group_by("unit", maintain_order=True):
+        ordinals, kept_ND = kept_vectors(parent, int(str(unit)))
+        wanted = own["ordinal"].to_numpy()
+        found = np.isin(wanted, ordinals)
+        vectors_ND = np.zeros((len(wanted), parent.rule().centroids_KD.shape[1]), np.float32)
+        vectors_ND[found] = kept_ND[np.searchsorted(ordinals, wanted[found])]
+        parts.append(vectors_ND)
+    return np.concatenate(parts)
 
 
 def build_encoder(run: Run, description: dict[str, Any], arrays: dict[str, npt.NDArray[Any]]) -> Encoder:
@@ -78,6 +94,18 @@ def build_encoder(run: Run, description: dict[str, Any], arrays: dict[str, npt.N
     wished = Planned(run).configuration.encoder
     directory = None if wished.model == MINILM or description.get("model") else wished.model
     return encoders.build(description, arrays, exact=True, model=directory, trust_remote_code=wished.trust_remote_code)
+
+
+def known_vectors(run: Run, unit: int) -> tuple[npt.NDArray[np.int64], Floats]:
+    """Return the vectors of a work unit that need not be encoded again: the sample's, or in a refit all that were kept.
+
+    Returns:
+        (N,) positions among the unit's usable documents, rising, and (N, D) vectors.
+    """
+    if (parent := parent_of(run)) is not None:
+        return kept_vectors(parent, unit)
+    keys, vectors_ND = sample_vectors(run, unit)
+    return keys["ordinal"].to_numpy(), vectors_ND
 
 
 def sample_vectors(run: Run, unit: int | None = None) -> tuple[pl.DataFrame, Floats]:

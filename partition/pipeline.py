@@ -12,8 +12,9 @@ configuration
   sample    one          sample     which documents are clustered, and what encodes them
   ▼
   encode    chunks       encode     their vectors; nothing for an encoder that fit makes
+  │  └─ suggest, one for each k     what other numbers of domains would be like; ends there
   ▼
-  fit       one          fit        centroids, labels, held-out threshold
+  fit       one          fit        centroids, prices, labels, held-out threshold
   ▼
   heldout   units        heldout    shingles of the held-out documents
   ▼
@@ -25,7 +26,7 @@ configuration
   ▼
   ids       id ranges    ids        id → domain, part, row
   ▼
-  publish                publish    conservation law, commit
+  publish                publish    conservation law, quality gate, commit
 ```
 
 Every arrow is a set of receipts in the run's folder, so the same command goes on where it was cut off.
@@ -34,6 +35,7 @@ Every arrow is a set of receipts in the run's folder, so the same command goes o
 import errno
 import logging
 import os
+from dataclasses import replace
 from typing import Final
 
 from lmsplit.manifests.card import write_card
@@ -54,7 +56,10 @@ from lmsplit.partition.publish import check_bad_fraction, publish
 from lmsplit.partition.run import Run
 from lmsplit.partition.sample import Sample, pinned_encoder, sample_is_short
 from lmsplit.partition.scan import Scan
+from lmsplit.partition.suggest import Assessment, Recommendation, Suggest, suggestion
 
+SUGGESTS: Final = {"suggest": True}
+"""Marks the plan of a run that publishes nothing."""
 MAX_WIDENINGS: Final = 16
 """4^16 times the first threshold: the whole corpus, whatever the estimate was."""
 
@@ -80,7 +85,7 @@ def partition(configuration: Partition, plan: Plan | None = None) -> Commit:
     """
     plan = plan or make_plan(configuration)
     output = str(local_path(configuration.output).absolute())
-    published = existing_commit(Store(local_path(output)), plan.run_id)
+    published = existing_commit(Store(local_path(output)), plan.run_id, plan.content.get("refit"))
     if published:
         _log.info("run %s is published already", plan.run_id)
         write_card(Manifest.open(output))  # a kill right after the commit leaves none
@@ -98,32 +103,35 @@ def partition(configuration: Partition, plan: Plan | None = None) -> Commit:
         ) from error
 
 
-def existing_commit(store: Store, run_id: str) -> Commit | None:
+def existing_commit(store: Store, run_id: str, refits: str | None = None) -> Commit | None:
     """Return the run's commit if it is published.
+
+    Args:
+        store: the output.
+        run_id: the run.
+        refits: digest of the commit that the run refits, if it does.
 
     Raises:
         ConflictError: the store holds the manifest of another run.
     """
-    if not versions(store):
+    commits = [read_commit(store, version)[1] for version in versions(store)]
+    if not commits:
         return None
-    _, first = read_commit(store, 0)
-    if first.body.run_id != run_id:
-        raise ConflictError(
-            f"{store.root} holds the manifest of run {first.body.run_id}, this configuration and input are run {run_id}: "
-            "choose another output, or remove that manifest"
-        )
-    return first
+    if commit := next((commit for commit in commits if commit.body.run_id == run_id), None):
+        return commit
+    newest = commits[-1]
+    if refits is not None and refits == newest.body_sha256:
+        return None
+    raise ConflictError(
+        f"{store.root} holds the manifest of run {newest.body.run_id}, this configuration and input are run {run_id}: "
+        "choose another output, or remove that manifest"
+    )
 
 
 def resume(run: Run) -> Commit:
     """Do all that is left of a planned run, and publish it."""
     workers = Planned(run).configuration.executor.workers
-    scan = _scan(run, workers)
-    run_stage(Settle(run, scan), workers)
-    run_stage(Sample(run, scan), workers)
-    pinned = pinned_encoder(run)
-    gpus = visible_gpus() if pinned and pinned[0]["device"] == "cuda" else ()
-    run_stage(Encode(run), workers, gpus)
+    scan, gpus = _encoded_sample(run, workers)
     run_stage(Fit(run, scan), workers)
     run_stage(Heldout(run), workers)
     run_stage(Bands(run), workers)
@@ -133,6 +141,35 @@ def resume(run: Run) -> Commit:
     run_stage(gather, workers)
     run_stage(Index(run, gather.num_tasks), workers)
     return publish(run, scan)
+
+
+def suggest(configuration: Partition, plan: Plan) -> tuple[list[Assessment], Recommendation]:
+    """Say what other numbers of domains would be like, and recommend one; nothing is published.
+
+    Args:
+        configuration: the validated configuration; its `domains` plays no part.
+        plan: its plan.
+
+    Raises:
+        InputError: the input is bad past its limit, or the sample is too small.
+    """
+    run = Run(str(local_path(configuration.output).absolute()), replace(plan, content=plan.content | SUGGESTS).run_id)
+    run.start(plan.content | SUGGESTS, plan.here)
+    workers = configuration.executor.workers
+    _encoded_sample(run, workers)
+    run_stage(Suggest(run), workers)
+    return suggestion(run)
+
+
+def _encoded_sample(run: Run, workers: int) -> tuple[str, tuple[str, ...]]:
+    """Do the stages that end with an encoded sample; return the name of the scan that counts, and the GPUs to encode on."""
+    scan = _scan(run, workers)
+    run_stage(Settle(run, scan), workers)
+    run_stage(Sample(run, scan), workers)
+    pinned = pinned_encoder(run)
+    gpus = tuple(visible_gpus()) if pinned and pinned[0].get("device") == "cuda" else ()
+    run_stage(Encode(run), workers, gpus)
+    return scan, gpus
 
 
 def publish_again(run: Run) -> Commit:

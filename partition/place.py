@@ -1,9 +1,9 @@
-"""Places every document of a unit: read → encode → place → one piece, sorted by split and domain.
+"""Places every document of a unit: read → encode → place → one piece, sorted by domain and split.
 
 ```
 unit ─► records ─► minus duplicates ─► vectors (the sample's are there already) ─► minus those without one
      ─► domain, distance, margin · tokens · split: held out, a near-duplicate of one, or to train on
-     ─► piece: a row group per (split, domain)      what was set aside, with the reason      why documents are excluded
+     ─► piece, by domain and split; what it holds      what was set aside, with the reason      why documents are excluded
 ```
 
 One task per work unit; memory is one unit's documents, and ten times a block of 32 MB of them. Placing needs nothing but the
@@ -11,10 +11,10 @@ document, the rule and the held-out index, so new data lands by the same rule la
 """
 
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property, partial
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -27,9 +27,11 @@ import pyarrow.parquet as pq
 from lmsplit.manifests import schema
 from lmsplit.manifests.commit import Amount
 from lmsplit.manifests.errors import InputError
-from lmsplit.manifests.layout import domain_name
-from lmsplit.manifests.placement import PLACED_BY_CENTROIDS, Encoder, Floats, PlacementFiles, PlacementRule, is_unit, parse_rule
-from lmsplit.partition.encode import build_encoder, sample_vectors
+from lmsplit.manifests.layout import domain_name, embeddings_path
+from lmsplit.manifests.placement import PLACED_BY_CENTROIDS, Encoder, Floats, PlacementRule, is_unit
+from lmsplit.manifests.rule_files import PlacementFiles, parse_rule
+from lmsplit.manifests.store import file_sha256
+from lmsplit.partition.encode import build_encoder, known_vectors
 from lmsplit.partition.hashing import chosen, heldout_hashes
 from lmsplit.partition.heldout import open_index
 from lmsplit.partition.ids import losers, ordinals_of
@@ -37,10 +39,10 @@ from lmsplit.partition.near_duplicates import NearDuplicateIndex
 from lmsplit.partition.pieces import write_piece
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.records import Batch
-from lmsplit.partition.run import Run
+from lmsplit.partition.run import Run, describe
 from lmsplit.partition.scan import add_amounts, amounts_by_reason, concatenated
 from lmsplit.partition.shingles import shingle
-from lmsplit.partition.tokens import TokenCounter, open_counter
+from lmsplit.partition.tokens import TokenCounter
 
 DUPLICATE_ID: Final = "duplicate_id"
 ZERO_VECTOR: Final = "zero_vector"
@@ -57,11 +59,13 @@ class Placer(NamedTuple):
     seed: int
     heldout_fraction: float
     rule: PlacementRule
-    encoder: Encoder
+    encoder: Callable[[], Encoder]
+    """Built when it is first needed: in a refit it hardly ever is."""
     near: NearDuplicateIndex | None
     """Held-out documents; None where near-duplicates of them are not searched for."""
     counter: TokenCounter | None
     document_schema: pa.Schema
+    keep_embeddings: bool
 
 
 @dataclass(frozen=True)
@@ -92,10 +96,11 @@ class Place:
             configuration.seed,
             fit["heldout_fraction"],
             stored.rule,
-            build_encoder(self.run, stored.encoder, stored.encoder_arrays),
+            cache(partial(build_encoder, self.run, stored.encoder, stored.encoder_arrays)),
             open_index(self.run),
-            _open_counter(self.run, configuration.tokenizer) if configuration.tokenizer else None,
+            Planned(self.run).open_counter(),
             document_schema(self.run),
+            configuration.keep_embeddings,
         )
 
     @cached_property
@@ -108,45 +113,41 @@ class Place:
         Raises:
             InputError: the unit no longer holds the documents that the scan counted.
         """
-        keys, vectors_ND = sample_vectors(self.run, task)
-        repeated = ordinals_of(self._losers, task)
-        unit = _Unit(self._placer, repeated, keys["ordinal"].to_numpy(), vectors_ND)
+        unit = _Unit(self._placer, ordinals_of(self._losers, task), *known_vectors(self.run, task))
         for block in _blocks(Planned(self.run).read(task)):
             unit.take(block)
         if unit.read.model_dump() != self.run.receipt(self.scan, task)["read"]:
             raise InputError(f"unit {task} held other records when it was scanned: run the same command again to plan it anew")
         with ExitStack() as stack:
-            documents, rejected, exclusions = (stack.enter_context(self.run.store.spool()) for _ in range(3))
-            groups = write_piece(unit.table(), documents)
-            pieces = {"documents": documents} if groups else {}
+            documents, groups, rejected, exclusions = (stack.enter_context(self.run.store.spool()) for _ in range(4))
+            held = write_piece(unit.table(), documents)
+            pieces = {"documents": documents} if held.num_rows else {}
             for name, path, rows in (
+                ("groups", groups, held),
                 ("rejected", rejected, concatenated(unit.rejected, schema.QUARANTINE)),
                 ("exclusions", exclusions, concatenated(unit.exclusions, schema.EXCLUSIONS)),
             ):
                 if rows.num_rows:
                     pq.write_table(rows, path, compression="zstd", write_page_checksum=True)
                     pieces[name] = path
-            self.run.finish(self.name, task, pieces, unit.facts() | {"groups": groups})
+            files = [self._keep(task, unit.kept, stack)] if unit.kept else []
+            self.run.finish(self.name, task, pieces, unit.facts() | {"files": files})
+
+    def _keep(self, task: int, kept: list[pa.RecordBatch], stack: ExitStack) -> dict[str, Any]:
+        """Write the unit's vectors where the manifest has them; invisible until a commit names the file."""
+        spooled = stack.enter_context(self.run.store.spool())
+        table = pa.Table.from_batches(kept)
+        pq.write_table(table, spooled, compression="zstd", write_page_checksum=True, row_group_size=max(table.num_rows, 1))
+        sha256 = file_sha256(spooled)
+        entry = describe(spooled, embeddings_path(task, sha256), sha256)
+        self.run.store.put(spooled, entry["path"])
+        return entry
 
 
 def document_schema(run: Run) -> pa.Schema:
     """Return the schema of the run's data files."""
     keep = pa.schema([(name, schema.type_named(kind)) for name, kind in Planned(run).keep])
     return schema.documents(keep, placement_sha256=run.receipt("fit", 0)["placement_sha256"])
-
-
-def _open_counter(run: Run, location: str) -> TokenCounter:
-    """Open the tokenizer as it was planned.
-
-    Raises:
-        InputError: it is another one by now.
-    """
-    counter, planned = open_counter(location), run.plan["configuration"]["tokenizer"]
-    if counter.digest != planned:
-        raise InputError(
-            f"tokenizer {location} has digest {counter.digest}, planned was {planned}: restore it, or run the same command again"
-        )
-    return counter
 
 
 def _blocks(batches: Iterable[Batch]) -> Iterator[list[Batch]]:
@@ -177,6 +178,7 @@ class _Unit:
         self._quarantined: dict[str, Amount] = {}
         self.rejected: list[pa.RecordBatch] = []
         self.exclusions: list[pa.RecordBatch] = []
+        self.kept: list[pa.RecordBatch] = []
 
     def take(self, block: list[Batch]) -> None:
         """Place consecutive batches, and set aside what has no place."""
@@ -190,17 +192,21 @@ class _Unit:
         embeddings_ND = self._encode(documents, ordinals)
         placeable = is_unit(embeddings_ND)
         self._quarantined = add_amounts(self._quarantined, self._set_aside(documents, ~placeable, ZERO_VECTOR))
-        documents = documents.filter(pa.array(placeable))
+        documents, embeddings_ND = documents.filter(pa.array(placeable)), embeddings_ND[placeable]
         self._published += _amount(documents)
-        self._placed.append(self._place(documents, embeddings_ND[placeable]))
+        self._placed.append(self._place(documents, embeddings_ND))
+        if self._placer.keep_embeddings and len(embeddings_ND):
+            vectors = pa.FixedSizeListArray.from_arrays(pa.array(embeddings_ND.ravel()), embeddings_ND.shape[1])
+            columns = [documents["doc_id"].combine_chunks(), pa.array(ordinals[placeable]), vectors]
+            self.kept.append(pa.record_batch(columns, schema=schema.embeddings(embeddings_ND.shape[1])))
 
     def _encode(self, documents: pa.Table, ordinals: npt.NDArray[np.int64]) -> Floats:
         known = np.isin(ordinals, self._encoded)
         if not known.any():
-            return self._placer.encoder.encode(documents["text"].to_pylist())
-        fresh_ND = self._placer.encoder.encode(documents.filter(pa.array(~known))["text"].to_pylist())
+            return self._placer.encoder().encode(documents["text"].to_pylist())
         embeddings_ND = np.empty((len(ordinals), self._encoded_ND.shape[1]), np.float32)
-        embeddings_ND[~known] = fresh_ND
+        if not known.all():
+            embeddings_ND[~known] = self._placer.encoder().encode(documents.filter(pa.array(~known))["text"].to_pylist())
         embeddings_ND[known] = self._encoded_ND[np.searchsorted(self._encoded, ordinals[known])]
         return embeddings_ND
 

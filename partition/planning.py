@@ -23,10 +23,10 @@ from lmsplit.partition.corpus import Corpus, survey
 from lmsplit.partition.reading import read_unit
 from lmsplit.partition.records import Batch, Columns, Limits
 from lmsplit.partition.run import Run, run_id
-from lmsplit.partition.tokens import open_counter
+from lmsplit.partition.tokens import TokenCounter, open_counter
 from lmsplit.partition.units import Segment, WorkUnit
 
-DETERMINING: Final = ("lmsplit", "numpy", "polars", "pyarrow", "scipy", "scikit-learn", "faiss-cpu", "zstandard", "orjson")
+DETERMINING: Final = ("lmsplit", "numpy", "polars", "pyarrow", "scipy", "scikit-learn", "zstandard", "orjson")
 DETERMINING_VECTORS: Final = ("torch", "transformers", "sentence-transformers", "tokenizers")
 
 
@@ -81,6 +81,7 @@ def make_plan(configuration: Partition, progress: Callable[[int], None] | None =
         "executor": configuration.executor.model_dump(mode="json"),
         "encoder": configuration.encoder.model_dump(mode="json"),
         "tokenizer": configuration.tokenizer,
+        "gate": configuration.gate,
         "modified_ns": {file.path: _modified_ns(corpus.root, file.path) for file in corpus.files},
     }
     for path, modified_ns in here["modified_ns"].items():
@@ -133,7 +134,7 @@ class Planned:
         """The frozen configuration."""
         content = dict(self.run.plan["configuration"])
         content["input"] = content["input"] | {"paths": self.run.here["paths"]}
-        elsewhere = {key: self.run.here[key] for key in ("executor", "encoder", "tokenizer")}
+        elsewhere = {key: self.run.here[key] for key in ("executor", "encoder", "tokenizer", "gate")}
         return Partition.model_validate(content | elsewhere | {"output": self.run.output})
 
     @property
@@ -150,6 +151,22 @@ class Planned:
     def keep(self) -> tuple[tuple[str, str], ...]:
         """Kept columns and their Arrow types."""
         return tuple((name, kind) for name, kind in self.run.plan["keep"])
+
+    def open_counter(self) -> TokenCounter | None:
+        """Open the tokenizer as it was planned; None without one.
+
+        Raises:
+            InputError: it is another one by now.
+        """
+        if (location := self.configuration.tokenizer) is None:
+            return None
+        counter, planned = open_counter(location), self.run.plan["configuration"]["tokenizer"]
+        if counter.digest != planned:
+            raise InputError(
+                f"tokenizer {location} has digest {counter.digest}, planned was {planned}: "
+                "restore it, or run the same command again"
+            )
+        return counter
 
     def read(self, unit: int) -> Iterator[Batch]:
         """Read a work unit.

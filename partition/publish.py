@@ -8,25 +8,31 @@ import hashlib
 import logging
 from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmsplit.manifests import schema
 from lmsplit.manifests.card import write_card
-from lmsplit.manifests.commit import Amount, Body, Commit, Counts, FileEntry, canonical, write_commit
+from lmsplit.manifests.commit import Amount, Body, Commit, Counts, FileEntry, Gate, GateFinding, canonical, write_commit
 from lmsplit.manifests.errors import InputError, LmsplitError
-from lmsplit.manifests.layout import domain_name, domains_path, exclusions_path, plan_path, quarantine_path
+from lmsplit.manifests.findings import Finding
+from lmsplit.manifests.layout import domain_index, domain_name, domains_path, exclusions_path, plan_path, quarantine_path
 from lmsplit.manifests.lexical import LEXICAL
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.store import file_sha256
+from lmsplit.partition.gate import Domain, imbalance, judge
 from lmsplit.partition.gather import Gather, add_tokens
 from lmsplit.partition.ids import num_ranges
 from lmsplit.partition.planning import Planned
+from lmsplit.partition.refit import parent_of
 from lmsplit.partition.run import Run, describe
 from lmsplit.partition.sample import pinned_encoder, total
 from lmsplit.partition.scan import add_amounts
+
+MAX_NAMED: Final = 10
+"""Domains that one warning names; there may be thousands."""
 
 _log = logging.getLogger(__name__)
 
@@ -46,20 +52,23 @@ def publish(run: Run, scan: str) -> Commit:
         ConflictError: the output already holds another run's manifest.
     """
     planned = Planned(run)
-    shards = list(run.receipts("gather", Gather(run).num_tasks))
+    shards = [shard for receipt in run.receipts("gather", Gather(run).num_tasks) for shard in receipt["shards"]]
     counts = count(run, scan, shards)
     if (other := counts.imbalance()) is not None:
         raise LmsplitError(f"records or bytes were lost: read {counts.read}, accounted for {other}. Please report this")
     fit = run.receipt("fit", 0)
+    parent = parent_of(run)
+    gate = check_gate(run, shards)
     domains = _domains(run, fit, shards)
     plan = _plan(run)
     files = [*fit["files"], domains, plan]
     files += _aside(run, (scan, "place"), "rejected", schema.QUARANTINE, quarantine_path)
     files += _aside(run, ("place",), "exclusions", schema.EXCLUSIONS, exclusions_path)
-    files += [entry for receipt in shards for entry in receipt["files"]]
+    files += [shard["file"] for shard in shards]
+    files += [entry for receipt in run.receipts("place", planned.num_units) for entry in receipt["files"]]
     files += [entry for receipt in run.receipts("ids", num_ranges(run)) for entry in receipt["files"]]
     body = Body(
-        parent=None,
+        parent=None if parent is None else parent.digest,
         run_id=run.run_id,
         files=tuple(sorted((FileEntry(**entry) for entry in files), key=lambda entry: entry.path)),
         configuration=run.plan["configuration"],
@@ -73,11 +82,50 @@ def publish(run: Run, scan: str) -> Commit:
         heldout_fraction=fit["heldout_fraction"],
         software=run.plan["software"],
         tier=fit["tier"],
+        gate=gate,
     )
-    commit = write_commit(run.store, body, 0)
+    version = 0 if parent is None else parent.version + 1
+    commit = write_commit(run.store, body, version)
     _warn_of_empty_splits(shards, body)
-    write_card(Manifest(run.store, 0, commit))
+    write_card(Manifest(run.store, version, commit))
     return commit
+
+
+def check_gate(run: Run, shards: Sequence[dict[str, Any]]) -> Gate:
+    """Return what the quality gate measured and found, for the commit; warn of the findings, or stop at them.
+
+    Raises:
+        LmsplitError: there are findings, and the configuration says `gate: fail`.
+    """
+    planned = Planned(run)
+    fit = run.receipt("fit", 0)
+    counted = planned.configuration.tokenizer is not None
+    totals = [Domain(0, 0) for _ in fit["labels"]]
+    for shard in shards:
+        index = domain_index(shard["domain"])
+        size = shard["tokens"] if counted else shard["text_bytes"]
+        totals[index] = Domain(totals[index].documents + shard["documents"], totals[index].size + size)
+    findings = judge(fit["measures"], totals, planned.configuration.num_domains, planned.configuration.max_imbalance)
+    if findings and planned.configuration.gate == "fail":
+        raise LmsplitError(
+            f"the quality gate has {len(findings)} findings:\n  " + "\n  ".join(map(_sentence, findings)) + "\n"
+            "Nothing was published, and nothing is lost: with gate: warn the same command publishes what is there"
+        )
+    for code in dict.fromkeys(finding.code for finding in findings):
+        first, *others = (finding for finding in findings if finding.code == code)
+        also = f" (and {', '.join(finding.where for finding in others)})" if others else ""
+        _log.warning("quality gate: %s%s", _sentence(first), also)
+    measured = {key: fit["measures"][key] for key in Gate.model_fields.keys() & fit["measures"].keys()}
+    return Gate(
+        imbalance=imbalance(totals),
+        imbalance_by="tokens" if counted else "bytes",
+        findings=tuple(GateFinding(**finding._asdict()) for finding in findings),
+        **measured,
+    )
+
+
+def _sentence(finding: Finding) -> str:
+    return f"{finding.code}: {finding.where} has {finding.found}, expected {finding.expected}: {finding.remedy}"
 
 
 def _warn_of_empty_splits(shards: list[dict[str, Any]], body: Body) -> None:
@@ -85,7 +133,8 @@ def _warn_of_empty_splits(shards: list[dict[str, Any]], body: Body) -> None:
     heldout = {shard["domain"] for shard in shards if shard["split"] == "heldout"}
     empty = sorted({shard["domain"] for shard in shards} - heldout)
     if body.heldout_fraction and empty:
-        _log.warning("no document of %s is held out: too few documents, or groups too large", ", ".join(empty))
+        named = ", ".join(empty[:MAX_NAMED]) + (f" and {len(empty) - MAX_NAMED} more" if len(empty) > MAX_NAMED else "")
+        _log.warning("no document of %s is held out: too few documents, or groups too large", named)
 
 
 def count(run: Run, scan: str, shards: list[dict[str, Any]]) -> Counts:
@@ -150,8 +199,14 @@ def _plan(run: Run) -> dict[str, Any]:
 
 def _domains(run: Run, fit: dict[str, Any], shards: list[dict[str, Any]]) -> dict[str, Any]:
     counted = Planned(run).configuration.tokenizer is not None
-    pairs = zip(fit["labels"], fit["prices"], strict=True)
-    rows = [_domain_row(k, label | {"price": price}, shards, counted) for k, (label, price) in enumerate(pairs)]
+    of_domain: dict[str, list[dict[str, Any]]] = {}
+    for shard in shards:
+        of_domain.setdefault(shard["domain"], []).append(shard)
+    facts = zip(fit["labels"], fit["prices"], fit["paths"], strict=True)
+    rows = [
+        _domain_row(k, label | {"price": price, "path": path}, of_domain.get(domain_name(k), []), counted)
+        for k, (label, price, path) in enumerate(facts)
+    ]
     table = pa.Table.from_pylist(rows, schema.DOMAINS)
     with run.store.spool() as path:
         pq.write_table(table, path, compression="zstd", write_page_checksum=True)
@@ -165,13 +220,11 @@ def _domain_tokens(shards: list[dict[str, Any]], counted: bool) -> int | None:
     return (add_tokens(shard["tokens"] for shard in shards) or 0) if counted else None
 
 
-def _domain_row(index: int, label: dict[str, Any], shards: list[dict[str, Any]], counted: bool) -> dict[str, Any]:
-    own = [shard for shard in shards if shard["domain"] == domain_name(index)]
+def _domain_row(index: int, label: dict[str, Any], own: list[dict[str, Any]], counted: bool) -> dict[str, Any]:
     documents = sum(shard["documents"] for shard in own)
     splits = _splits(own)
     return {
         "domain": domain_name(index),
-        "path": [index],
         **label,
         "num_documents": documents,
         "num_bytes": sum(shard["text_bytes"] for shard in own),
@@ -203,6 +256,6 @@ def _aside(
 def _encoder(run: Run) -> dict[str, Any]:
     """Return what people want to know of the encoder; all that pins it is in the placement rule."""
     pinned = pinned_encoder(run)
-    if pinned is None:
+    if pinned is None or pinned[0]["kind"] == LEXICAL:
         return {"kind": LEXICAL}
     return {key: pinned[0][key] for key in ("kind", "model", "weights_sha256", "max_tokens", "device", "precision")}

@@ -28,7 +28,9 @@ from lmsplit.partition.config import MAX_HELDOUT_FRACTION, Encoder
 from lmsplit.partition.hashing import chosen
 from lmsplit.partition.ids import losers
 from lmsplit.partition.planning import Planned
+from lmsplit.partition.refit import parent_of
 from lmsplit.partition.run import Run
+from lmsplit.partition.scan import Weights
 
 CHUNK_DOCUMENTS: Final = 512
 """Sample documents that one task encodes: a few seconds on a core (assumption: little to lose, and enough for 128 workers)."""
@@ -71,9 +73,11 @@ class Sample:
         if rows.is_empty():
             raise InputError(_nothing_to_cluster(total(self.run, self.scan, planned.num_units, "accepted").records))
         facts: dict[str, Any] = {"documents": len(rows), "encoder": None, "probe": None, "first_units": []}
-        if planned.configuration.encoder.model != LEXICAL:
+        refits = parent_of(self.run) is not None
+        if planned.configuration.encoder.model != LEXICAL and not refits:
             description, probe_PD = pin(planned.configuration.encoder)
             facts |= {"encoder": description, "probe": probe_PD.tolist()}
+        if facts["encoder"] is not None or refits:
             facts["first_units"] = rows["unit"].gather_every(CHUNK_DOCUMENTS).to_list()
         with self.run.store.spool() as path:
             pq.write_table(rows.to_arrow(), path, compression="zstd", write_page_checksum=True, row_group_size=CHUNK_DOCUMENTS)
@@ -94,13 +98,21 @@ def total(run: Run, stage: str, num_tasks: int, key: str) -> Amount:
     return sum((Amount.model_validate(receipt[key]) for receipt in run.receipts(stage, num_tasks)), Amount())
 
 
+def wanted_sample(run: Run, scan: str) -> int:
+    """Return how many documents the sample should have, now that the scan has seen how long they are."""
+    planned = Planned(run)
+    receipts = run.receipts(scan, planned.num_units)
+    weights = sum((Weights(**receipt["proposed"]) for receipt in receipts), Weights())
+    return planned.configuration.wanted_sample(weights.spread)
+
+
 def sample_is_short(run: Run, scan: str) -> bool:
     """Return whether a scan proposed fewer documents than the sample needs, though there are more."""
     planned = Planned(run)
     accepted = total(run, scan, planned.num_units, "accepted")
     proposed = sum(receipt["pieces"].get("sample", {"rows": 0})["rows"] for receipt in run.receipts(scan, planned.num_units))
     # Held-out groups and losers are dropped from the proposals, at most a tenth and few.
-    return bool(proposed < min(1.2 * planned.configuration.wanted_sample, accepted.records))
+    return bool(proposed < min(1.2 * wanted_sample(run, scan), accepted.records))
 
 
 def select_sample(run: Run, scan: str) -> pl.DataFrame:
@@ -118,7 +130,7 @@ def select_sample(run: Run, scan: str) -> pl.DataFrame:
     reserved = MAX_HELDOUT_FRACTION if planned.configuration.heldout_fraction else 0.0
     kept = frame.filter(~pl.Series(chosen(frame["heldout_hash"].to_numpy(), reserved))).drop("heldout_hash")
     kept = kept.join(losers(run), on=["unit", "ordinal"], how="anti")
-    lowest = kept.sort("sample_hash", "unit", "ordinal").head(planned.configuration.wanted_sample)
+    lowest = kept.sort("sample_hash", "unit", "ordinal").head(wanted_sample(run, scan))
     return lowest.sort("unit", "ordinal")
 
 
@@ -178,7 +190,7 @@ def _fast_precision(device: str) -> Precision:
 
 
 def sample_rows(run: Run, chunk: int | None = None) -> pl.DataFrame:
-    """Return the chosen sample, or one chunk of it: unit, ordinal, sample_hash, doc_id, text."""
+    """Return the chosen sample, or one chunk of it: unit, ordinal, sample_hash, doc_id, source, weight, text."""
     path = run.piece(run.receipt("sample", 0), "sample")
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         frame = pl.from_arrow(file.read() if chunk is None else file.read_row_group(chunk))
@@ -187,7 +199,9 @@ def sample_rows(run: Run, chunk: int | None = None) -> pl.DataFrame:
 
 
 def pinned_encoder(run: Run) -> tuple[dict[str, Any], dict[str, Any]] | None:
-    """Return the pinned sentence encoder's description and arrays; None for an encoder that is yet to be fitted."""
+    """Return the pinned encoder's description and arrays; None for one that is yet to be fitted. A refit keeps its parent's."""
+    if (parent := parent_of(run)) is not None:
+        return parent.stored_rule.encoder, parent.stored_rule.encoder_arrays
     receipt = run.receipt("sample", 0)
     if receipt["encoder"] is None:
         return None

@@ -12,9 +12,11 @@ One task per work unit. Memory: the ids of a unit and its share of the sample. I
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -28,6 +30,7 @@ from lmsplit.partition.lexical import MAX_CHARACTERS
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.records import Batch
 from lmsplit.partition.run import Run
+from lmsplit.partition.tokens import TokenCounter
 
 SAMPLE = pa.schema(
     [
@@ -36,9 +39,12 @@ SAMPLE = pa.schema(
         ("ordinal", pa.int64()),
         ("doc_id", pa.string()),
         ("heldout_hash", pa.uint64()),
+        ("source", pa.string()),
+        ("weight", pa.int64()),
         ("text", pa.string()),
     ]
 )
+"""`weight` is the length of the whole text, in tokens of the configured tokenizer or in bytes; `text` is its beginning."""
 IDS = pa.schema(
     [
         ("id_hash", pa.uint64()),
@@ -74,11 +80,15 @@ class Scan:
         """One per work unit."""
         return Planned(self.run).num_units
 
+    @cached_property
+    def _counter(self) -> TokenCounter | None:
+        return Planned(self.run).open_counter()
+
     def do(self, task: int) -> None:
         """Scan one unit."""
         planned = Planned(self.run)
         fraction = sample_fraction(planned, self.widening)
-        found = _Found(task, fraction, planned.configuration)
+        found = _Found(task, fraction, planned.configuration, self._counter)
         for batch in planned.read(task):
             found.take(batch)
         with self.run.store.spool() as rejected, self.run.store.spool() as sample, self.run.store.spool() as ids:
@@ -96,7 +106,7 @@ class Scan:
 
 def sample_fraction(planned: Planned, widening: int) -> float:
     """Return the share of documents proposed for the sample: twice what is needed, four times that at each widening."""
-    wanted = 2 * planned.configuration.wanted_sample / max(planned.estimated_documents, 1)
+    wanted = 2 * planned.configuration.wanted_sample() / max(planned.estimated_documents, 1)
     return float(min(1.0, wanted * 4**widening))
 
 
@@ -105,14 +115,38 @@ def concatenated(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Tab
     return pa.Table.from_batches(list(batches), schema)
 
 
+class Weights(NamedTuple):
+    """Moments of the weights of documents."""
+
+    documents: int = 0
+    sum: int = 0
+    squares: int = 0
+
+    @classmethod
+    def of(cls, weights_N: npt.NDArray[np.int64]) -> "Weights":
+        """Return the moments of so many weights."""
+        return cls(len(weights_N), int(weights_N.sum()), sum(weight * weight for weight in weights_N.tolist()))
+
+    def __add__(self, other: Any) -> "Weights":
+        """Add the moments of other documents."""
+        return Weights(*(left + right for left, right in zip(self, other, strict=True)))
+
+    @property
+    def spread(self) -> float:
+        """1 + (standard deviation / mean)²; 1 without documents."""
+        return self.documents * self.squares / self.sum**2 if self.sum else 1.0
+
+
 class _Found:
     """What a scan of one unit has found so far."""
 
-    def __init__(self, unit: int, fraction: float, configuration: Partition) -> None:
+    def __init__(self, unit: int, fraction: float, configuration: Partition, counter: TokenCounter | None) -> None:
         self._unit = unit
         self._fraction = fraction
         self._seed = configuration.seed
         self._max_characters = max(MAX_CHARACTERS, CHARACTERS_PER_TOKEN * configuration.encoder.max_tokens)
+        self._counter = counter
+        self._weights = Weights()
         self._read = Amount()
         self._accepted = Amount()
         self._quarantined: dict[str, Amount] = {}
@@ -137,8 +171,15 @@ class _Found:
         rows = documents.take(picked)
         text = pc.utf8_slice_codeunits(rows["text"], 0, self._max_characters)
         heldout = heldout_hashes(self._seed, rows)
-        columns = [hashes[picked], units[picked], ordinals[picked], rows["doc_id"], heldout, text]
+        weights = self._weigh(rows["text"])
+        self._weights += Weights.of(weights)
+        columns = [hashes[picked], units[picked], ordinals[picked], rows["doc_id"], heldout, rows["source"], weights, text]
         self.sample.append(pa.record_batch(columns, schema=SAMPLE))
+
+    def _weigh(self, texts: pa.Array) -> npt.NDArray[np.int64]:
+        if self._counter is None:
+            return np.asarray(pc.binary_length(texts).to_numpy(zero_copy_only=False), np.int64)
+        return np.asarray(self._counter.count(texts.to_pylist()), np.int64)
 
     def _reject(self, rejected: pa.RecordBatch) -> None:
         self._quarantined = add_amounts(self._quarantined, amounts_by_reason(rejected))
@@ -151,6 +192,7 @@ class _Found:
             "documents": self._accepted.records,
             "read": self._read.model_dump(),
             "accepted": self._accepted.model_dump(),
+            "proposed": self._weights._asdict(),
             "quarantined": {reason: amount.model_dump() for reason, amount in sorted(self._quarantined.items())},
         }
 

@@ -10,6 +10,7 @@ from lmsplit.partition.heldout import Bands, Heldout
 from lmsplit.partition.ids import num_ranges
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.run import Run
+from lmsplit.partition.suggest import Suggest
 
 
 def stage_rows(run: Run) -> list[dict[str, Any]]:
@@ -24,7 +25,11 @@ def stage_rows(run: Run) -> list[dict[str, Any]]:
     units = Planned(run).num_units
     scans = sorted(path.name for path in run.folder(".").glob("scan*") if path.is_dir()) or ["scan"]
     stages: list[tuple[str, int | None]] = [(scan, units) for scan in scans]
-    stages += [("settle", num_ranges(run)), ("sample", 1), ("encode", _num_tasks(Encode(run))), ("fit", 1)]
+    stages += [("settle", num_ranges(run)), ("sample", 1), ("encode", _num_tasks(Encode(run)))]
+    if run.plan.get("suggest"):
+        stages.append(("suggest", _num_tasks(Suggest(run))))
+        return [_row(run, name, num_tasks) for name, num_tasks in stages if num_tasks != 0]
+    stages.append(("fit", 1))
     stages += [("heldout", _num_tasks(Heldout(run))), ("bands", _num_tasks(Bands(run))), ("place", units)]
     stages += [("gather", _num_tasks(Gather(run))), ("ids", num_ranges(run))]
     return [_row(run, name, num_tasks) for name, num_tasks in stages if num_tasks != 0]

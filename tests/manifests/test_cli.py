@@ -24,7 +24,7 @@ sys.meta_path.insert(0, Absent())
 from lmsplit.manifests.cli import main
 main(sys.argv[1:])
 """
-PARTITION = ("datatrove", "faiss", "orjson", "scipy", "sklearn", "threadpoolctl", "zstandard")
+PARTITION = ("datatrove", "orjson", "scipy", "sklearn", "threadpoolctl", "zstandard")
 TRAIN = ("accelerate", "datasets", "tokenizers", "torch", "transformers", "trl")
 
 

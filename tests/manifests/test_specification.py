@@ -4,10 +4,13 @@ import re
 from pathlib import Path
 
 import datasets
+import numpy as np
 import pyarrow as pa
 import pytest
 
-from lmsplit.manifests import commit, layout, placement, schema
+from lmsplit.manifests import commit, layout, schema
+from lmsplit.manifests.placement import PlacementRule
+from lmsplit.manifests.rule_files import rule_arrays
 from lmsplit.manifests.sentence import SentenceDescription
 
 SPECIFICATION = (Path(commit.__file__).parent / "README.md").read_text(encoding="utf-8")
@@ -36,6 +39,7 @@ FIELDS = (
     schema.ID_FIELDS,
     schema.QUARANTINE_FIELDS,
     schema.EXCLUSION_FIELDS,
+    schema.EMBEDDING_FIELDS,
 )
 
 
@@ -45,14 +49,26 @@ def test_table_of_columns_is_the_schema(fields):
     assert expected in tables()
 
 
-@pytest.mark.parametrize("model", [commit.Commit, commit.Body, commit.FileEntry, commit.Counts, SentenceDescription])
+@pytest.mark.parametrize(
+    "model",
+    [
+        commit.Balance,
+        commit.GateFinding,
+        commit.Commit,
+        commit.Body,
+        commit.FileEntry,
+        commit.Counts,
+        commit.Gate,
+        SentenceDescription,
+    ],
+)
 def test_table_of_keys_is_the_model(model):
     expected = [[key, field.description] for key, field in model.model_fields.items()]
     assert expected in tables()
 
 
 def test_table_of_arrays_is_what_is_stored():
-    _, arrays = placement.describe_flat_tree(2)
+    arrays = rule_arrays(PlacementRule(np.eye(2, dtype=np.float32), np.zeros(2)))
     rows = next(table for table in tables() if table[0][0] == "centroids_MD")
     assert [row[0] for row in rows] == ["centroids_MD", "prices_M", "parent_M", "leaf_M", "encoder.*"]
     assert {row[0]: row[1] for row in rows if row[0] in arrays} == {name: str(array.dtype) for name, array in arrays.items()}

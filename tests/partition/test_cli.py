@@ -115,8 +115,7 @@ def test_failed_check_exits_1(lmsplit: Lmsplit, config: Path) -> None:
         (("partition", "CONFIG", "--set", "encoder={model: nowhere}"), "encoder 'nowhere' is no directory, and no hub id"),
         (("partition", "CONFIG", "--set", "domains=1000"), "set domains to"),
         (("partition", "CONFIG", "--set", "output=s3://bucket/x"), "s3:// comes with a later release"),
-        (("partition", "CONFIG", "--refit"), "--suggest and --refit come with a later release"),
-        (("partition", "CONFIG", "--suggest"), "--suggest and --refit come with a later release"),
+        (("partition", "CONFIG", "--refit", "--suggest"), "--suggest reports and --refit publishes: give one of them"),
         (("partition", "CONFIG", "--dry"), "No such option: --dry"),
         (("partition",), "Missing argument 'CONFIG.yaml'"),
         (("partitoin", "CONFIG"), "No such command 'partitoin'"),
@@ -181,8 +180,7 @@ def test_help_names_the_command_and_its_argument(lmsplit: Lmsplit, command: str)
 
 def test_help_of_partition_names_its_options(lmsplit: Lmsplit) -> None:
     said = lmsplit("partition", "--help")
-    assert all(option in said.out for option in ("--set", "--dry-run", "--json"))
-    assert not any(option in said.out for option in ("--suggest", "--refit"))
+    assert all(option in said.out for option in ("--set", "--dry-run", "--suggest", "--refit", "--json"))
 
 
 def test_status_and_publish_of_an_unfinished_run(lmsplit: Lmsplit, config: Path) -> None:

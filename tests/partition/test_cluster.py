@@ -1,15 +1,18 @@
 """K-means: by hand, against scikit-learn, and the same whatever surrounds it."""
 
-import faiss
+from functools import partial
+
 import numpy as np
 import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.cluster import KMeans
+from threadpoolctl import threadpool_limits
 
 from lmsplit.manifests.errors import ConfigurationError, InputError
-from lmsplit.partition.cluster import kmeans, num_restarts
+from lmsplit.partition.cluster import kmeans, lloyd, num_restarts
+from lmsplit.partition.points import NumpyPoints
 
 Vectors = npt.NDArray[np.float32]
 
@@ -86,16 +89,11 @@ def test_objective_is_never_worse_than_one_start_of_scikit_learn(seed: int, num_
 
 
 @pytest.mark.parametrize("threads", [1, 3])
-def test_result_is_the_same_to_the_bit_for_any_number_of_threads_outside(threads: int) -> None:
-    points = blobs(1, 500, 16)
+def test_result_is_the_same_to_the_bit_for_any_number_of_threads_inside_and_outside(threads: int) -> None:
+    points = blobs(1, 6000, 16)
     expected = kmeans(points, 5, seed=9)
-    before = faiss.omp_get_max_threads()
-    faiss.omp_set_num_threads(threads)
-    try:
-        found = kmeans(points, 5, seed=9)
-        assert faiss.omp_get_max_threads() == threads
-    finally:
-        faiss.omp_set_num_threads(before)
+    with threadpool_limits(threads):
+        found = kmeans(points, 5, seed=9, points_of=partial(NumpyPoints, num_threads=threads))
     assert found.centroids_KD.tobytes() == expected.centroids_KD.tobytes()
     assert found.mean_squared_distance == expected.mean_squared_distance
 
@@ -119,3 +117,19 @@ def test_sample_without_a_vector_is_refused() -> None:
 @pytest.mark.parametrize(("domains", "restarts"), [(1, 32), (12, 32), (13, 30), (400, 1), (100_000, 1)])
 def test_restarts_fall_with_the_number_of_domains(domains: int, restarts: int) -> None:
     assert num_restarts(domains) == restarts
+
+
+def test_empty_cluster_gets_the_point_that_is_dearest_where_it_is() -> None:
+    points = at(0, 1, 2, 90, 91, 180)
+    starts = np.concatenate([at(1), at(90), np.array([[0.0, -1.0]], np.float32)])  # nothing is nearest to the last
+    found = lloyd(NumpyPoints(points), starts)
+    np.testing.assert_allclose(found.centroids_KD, [mean(0, 1, 2), mean(90, 91), mean(180)], atol=1e-6)
+
+
+def test_starts_are_tried_on_a_subset_and_finished_on_all_points() -> None:
+    points = blobs(2, 25_000, 8)
+    found = kmeans(points, 4, seed=0, restarts=2)
+    nearest = found.rule().place(points).domain
+    expected = [points[nearest == k].mean(axis=0) for k in range(4)]
+    np.testing.assert_allclose(found.centroids_KD, expected, atol=0.005)
+    assert found.mean_squared_distance == pytest.approx(mean_squared_distance(points, found.centroids_KD), abs=1e-5)

@@ -29,7 +29,8 @@ def test_smallest_configuration_has_the_documented_defaults(tmp_path: Path) -> N
     assert (found.heldout_fraction, found.near_duplicate_threshold, found.max_bad_fraction) == (0.01, 0.8, 0.001)
     assert (found.tokenizer, found.encoder.device, found.encoder.backend) == (None, None, "torch")
     assert (found.max_record_bytes, found.shard_size, found.duplicate_ids, found.seed) == (64 * 2**20, 256 * 10**6, "error", 0)
-    assert found.wanted_sample == 10_000
+    assert found.wanted_sample() == 10_000
+    assert (found.max_imbalance, found.keep_embeddings, found.gate) == (None, False, "warn")
     assert found.executor.kind == "local"
     assert found.executor.workers >= 1
 
@@ -37,15 +38,12 @@ def test_smallest_configuration_has_the_documented_defaults(tmp_path: Path) -> N
 @pytest.mark.parametrize(("domains", "given", "wanted"), [(39, None, 10_000), (40, None, 10_240), (40, 7, 7)])
 def test_sample_is_256_documents_a_domain_but_at_least_10000(domains: int, given: int | None, wanted: int) -> None:
     found = Partition.model_validate({"input": "a", "output": "b", "domains": domains, "sample_size": given})
-    assert found.wanted_sample == wanted
+    assert found.wanted_sample() == wanted
 
 
 LATER = (
     ("encoder: cascade", "encoder: cascade comes with a later release"),
     ("agreement: 0.99", "agreement: comes with a later release"),
-    ("max_imbalance: 1.5", "max_imbalance: comes with a later release"),
-    ("keep_embeddings: true", "keep_embeddings: comes with a later release"),
-    ("gate: fail", "gate: comes with a later release"),
     ("executor: {kind: slurm}", "executor.kind: slurm comes with a later release"),
     ("executor: {kind: ray}", "executor.kind: ray comes with a later release"),
 )
@@ -70,14 +68,43 @@ def test_content_of_an_encoder_names_no_directory(tmp_path: Path) -> None:
     assert found.content()["encoder"]["max_tokens"] == 64
 
 
-def test_hierarchy_is_refused_with_a_message_that_says_so(tmp_path: Path) -> None:
-    message = r"domains: a hierarchy such as \[8, 4\] comes with a later release; leave it out for now; give one number"
+def test_hierarchy_is_a_list_of_levels_and_one_level_is_flat(tmp_path: Path) -> None:
+    found = loaded(tmp_path, overrides=("domains=[8, 4]",))
+    assert (found.domains, found.num_domains, found.content()["domains"]) == ((8, 4), 32, [8, 4])
+    flat = loaded(tmp_path, overrides=("domains=[12]",))
+    assert (flat.domains, flat.content()["domains"]) == ((12,), 12)
+    assert Partition.model_validate({"input": "a", "output": "b"} | {"domains": found.content()["domains"]}).domains == (8, 4)
+
+
+@pytest.mark.parametrize("levels", ["true", "[]", "[8, 1]", "[8, 4.5]", "[1000, 1000]", "0", "-3", "2.5", "many", "[[2, 2]]"])
+def test_levels_that_cannot_be_are_refused(tmp_path: Path, levels: str) -> None:
+    message = r"domains: expected a whole number from 1 to 100000, or for a hierarchy a list with one of at least 2 a level"
     with pytest.raises(ConfigurationError, match=message):
-        loaded(tmp_path, overrides=("domains=[8, 4]",))
+        loaded(tmp_path, overrides=(f"domains={levels}",))
 
 
-@pytest.mark.parametrize("text", ["agreement: null", "max_imbalance: null", "keep_embeddings: false", "gate: null"])
-def test_key_of_a_later_release_may_be_null(tmp_path: Path, text: str) -> None:
+@pytest.mark.parametrize(
+    ("keys", "spread", "wanted"),
+    [
+        ({}, 1.3, 39_000),  # 12 domains, each to within 2 % of its tokens
+        ({}, 50.0, 1_000_000),
+        ({"sample_size": 500}, 1.3, 500),
+        ({"domains": [64, 64]}, 1.3, 1_048_576),  # 256 a domain are more than balancing asks for
+        ({"max_imbalance": None}, 50.0, 10_000),
+    ],
+)
+def test_balancing_asks_for_as_many_documents_as_their_lengths_vary(keys: dict[str, Any], spread: float, wanted: int) -> None:
+    values = {"input": "a", "output": "b", "domains": 12, "max_imbalance": 1.5}
+    assert Partition.model_validate(values | keys).wanted_sample(spread) == pytest.approx(wanted, abs=1)
+
+
+def test_gate_determines_no_content() -> None:
+    values = {"input": "a", "output": "b", "domains": 3}
+    assert Partition.model_validate(values | {"gate": "fail"}).content() == Partition.model_validate(values).content()
+
+
+@pytest.mark.parametrize("text", ["agreement: null", "max_imbalance: null", "keep_embeddings: false", "gate: warn"])
+def test_key_may_be_given_with_its_default(tmp_path: Path, text: str) -> None:
     assert loaded(tmp_path, text) == loaded(tmp_path)
 
 
@@ -136,7 +163,7 @@ def test_text_that_is_no_size_is_refused(value: str) -> None:
 def test_set_wins_over_the_file_and_the_file_over_the_default(tmp_path: Path) -> None:
     overrides = ("executor.workers=7", "seed=5", "heldout_fraction=1e-3", "domains=4", "domains=5")
     found = loaded(tmp_path, "seed: 3\nexecutor: {workers: 2}\nmax_bad_fraction: 0.5\n", overrides)
-    assert (found.executor.workers, found.seed, found.heldout_fraction, found.domains) == (7, 5, 0.001, 5)
+    assert (found.executor.workers, found.seed, found.heldout_fraction, found.domains) == (7, 5, 0.001, (5,))
     assert found.max_bad_fraction == 0.5
 
 
@@ -175,7 +202,7 @@ def test_content_leaves_out_where_things_are_and_who_does_them() -> None:
     assert other.content() != here.content()
 
 
-@pytest.mark.parametrize("key", ["domains", "max_bad_fraction", "sample_size", "seed", "executor.workers"])
+@pytest.mark.parametrize("key", ["max_bad_fraction", "max_imbalance", "sample_size", "seed", "executor.workers"])
 def test_truth_value_is_no_number(tmp_path: Path, key: str) -> None:
     with pytest.raises(ConfigurationError, match=f"{key}: expected a number, found true"):
         loaded(tmp_path, overrides=(f"{key}=true",))

@@ -32,13 +32,13 @@ def asked(fraction: float, **keys: object) -> Partition:
 def test_heldout_fraction_expects_200_documents_of_the_smallest_domain(
     fraction: float, num_documents: int, shares: tuple[int, int], expected: float
 ) -> None:
-    assert heldout_fraction(asked(fraction), num_documents, np.repeat([0, 1], shares)) == pytest.approx(expected)
+    assert heldout_fraction(asked(fraction), num_documents, np.repeat([0, 1], shares), 2) == pytest.approx(expected)
 
 
 def test_heldout_fraction_is_bounded_by_what_the_index_takes() -> None:
     billion, shares = 10**9, np.repeat([0, 1], (50, 50))
-    assert heldout_fraction(asked(0.01), billion, shares) == pytest.approx(0.002)  # 2,000,000 of them
-    assert heldout_fraction(asked(0.01, near_duplicate_threshold=None), billion, shares) == 0.01
+    assert heldout_fraction(asked(0.01), billion, shares, 2) == pytest.approx(0.002)  # 2,000,000 of them
+    assert heldout_fraction(asked(0.01, near_duplicate_threshold=None), billion, shares, 2) == 0.01
 
 
 def test_nothing_is_held_out_when_so_configured(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from lmsplit.train.record import RECORD, DomainLosses, Loss, ManifestReference, 
 
 DOMAIN = Domain(
     domain="d00001",
+    path=(1,),
     label="<script> | sums",
     keywords=("sum", "a*b*"),
     representatives=(),
