@@ -9,6 +9,9 @@ pieces hold. Of the tasks before, only as many as `tasks timed` says are done, e
 up; `same` says that the files of those have the same digests both ways. The last row only plans, from groups of 20,000 documents
 in each of 1,000 units that lie in files. Wall seconds are those of a machine on which other programs ran too; every file is
 flushed to the disk.
+
+The second table is about one piece, with all the documents in 4,096 domains: what it takes to open it and to read one of its row
+groups, as a task of gather does, by the text in a row group (median of 30 openings, and of as many row groups).
 """
 
 import argparse
@@ -32,6 +35,7 @@ from measure import write_results
 from lmsplit.manifests.layout import domain_name
 from lmsplit.manifests.schema import SPLITS, documents
 from lmsplit.manifests.store import file_sha256
+from lmsplit.partition import pieces
 from lmsplit.partition.config import Partition
 from lmsplit.partition.gather import Gather, bundle_shards, plan_shards
 from lmsplit.partition.pieces import GROUPS, write_piece
@@ -132,7 +136,7 @@ def measure_now(run: Run, units: list[pa.Table]) -> tuple[dict[str, Any], dict[s
 
 def row(way: str, clock: Clock, tasks: int, timed: int, openings: int, receipt_bytes: int) -> dict[str, Any]:
     """Make a row of the table."""
-    steps = {f"{step}_wall_s": clock.wall_s[step] for step in ("write", "plan", "gather")}
+    steps = {f"{step}_cpu_s": clock.cpu_s[step] for step in ("write", "plan", "gather")}
     totals = {"cpu_s": sum(clock.cpu_s.values()), "wall_s": sum(clock.wall_s.values())}
     counts = {"tasks": tasks, "tasks timed": timed, "openings": openings, "receipts_MB": receipt_bytes / 1e6}
     return {"way": way} | counts | steps | totals
@@ -215,6 +219,25 @@ def plan_only(num_domains: int, num_units: int, documents_of_unit: int, director
     return {"K": num_domains, "units": num_units, "same": None} | row("now", clock, tasks, 0, 0, size)
 
 
+def row_groups(table: pa.Table, num_bytes: int, directory: Path) -> dict[str, Any]:
+    """Write a piece with row groups of so much text; open it and read one, again and again."""
+    path = directory / str(num_bytes)
+    pieces.ROW_GROUP_BYTES = num_bytes  # type: ignore[misc]
+    since = now()
+    write_piece(table, path)
+    write_s = time.process_time() - since[0]
+    num_row_groups = pq.read_metadata(path).num_row_groups
+    opened, read = [], []
+    for number in np.linspace(0, num_row_groups - 1, 30).astype(int).tolist():
+        started = time.process_time()
+        with pq.ParquetFile(path, page_checksum_verification=True) as piece:
+            opened.append(time.process_time() - started)
+            piece.read_row_group(number)
+            read.append(time.process_time() - started)
+    sizes = {"row_group_KiB": num_bytes / 1024, "row_groups": num_row_groups, "piece_MB": path.stat().st_size / 1e6}
+    return sizes | {"write_cpu_s": write_s, "open_cpu_ms": np.median(opened) * 1e3, "open_and_read_cpu_ms": np.median(read) * 1e3}
+
+
 def main() -> None:
     """Measure and write the table."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -235,7 +258,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as directory:
         table.append(plan_only(4096, 1000, 20_000, Path(directory)))
     write_results("many_domains", "Thousands of domains", __doc__ or "", table)
-    sys.stdout.write(json.dumps(table, indent=1) + "\n")
+    whole = pa.concat_tables(placed(texts, 4096))
+    with tempfile.TemporaryDirectory() as directory:
+        sizes = [row_groups(whole, 2**power, Path(directory)) for power in range(16, 23)]
+    write_results("many_domains_row_groups", "Row groups of a piece with thousands of domains", __doc__ or "", sizes)
+    sys.stdout.write(json.dumps(table + sizes, indent=1) + "\n")
 
 
 if __name__ == "__main__":

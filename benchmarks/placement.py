@@ -9,8 +9,8 @@ nodes; the way to a second domain may compare 64 more, which the roofline does n
 The columns after it are shares too. `product` is a float32 product of the documents and nodes alone, which bounds whatever is
 built on one. `float64` and `nominated` are the two ways that there are, for every k: as shipped, up to 64 siblings are
 multiplied in float64, and more are nominated in float32 and the best two multiplied in float64. `before` is the implementation
-before (float32 nominates, ragged pairs are multiplied and sorted). Times are CPU times of the thread, taken in turn, so that
-other programs disturb them little.
+before (float32 nominates, ragged pairs are multiplied and sorted). Times are CPU times of the thread, the documents not in a
+cache, taken in turn, so that other programs disturb them little.
 """
 
 import argparse
@@ -27,9 +27,10 @@ from vectors import encoded
 from lmsplit.manifests import nearest
 from lmsplit.manifests.placement import Floats, PlacementRule, lengths
 
-DOCUMENTS, DOCUMENTS_4096, DOCUMENTS_TREE = 16_384, 4_096, 65_536
+DOCUMENTS, DOCUMENTS_MANY, DOCUMENTS_TREE = 16_384, 4_096, 65_536
 SIDE = 1024
-FLAT = (12, 32, 64, 256, 4096)
+BRANCHES = 64
+FLAT = (12, 32, 64, 256, 1024, 4096)
 
 
 def means(vectors_ND: Floats, k: int, generator: np.random.Generator) -> tuple[Floats, Any]:
@@ -70,8 +71,8 @@ def place_as_before(rule: PlacementRule, vectors_ND: Floats) -> None:
 
 
 def multiply(vectors_ND: Floats, centroids_KD: Floats, times: int) -> None:
-    """Multiply and do nothing else."""
-    columns_DK, rows = np.ascontiguousarray(centroids_KD.T), 1024
+    """Multiply and do nothing else, in blocks of the rows that suit so many columns best."""
+    columns_DK, rows = np.ascontiguousarray(centroids_KD.T), 192 if len(centroids_KD) <= 12 else 1024
     scores_BK = np.empty((rows, len(centroids_KD)), np.float32)
     for start in range(0, len(vectors_ND), rows):
         for _ in range(times):
@@ -90,38 +91,40 @@ def place_with(rule: PlacementRule, vectors_ND: Floats, few: int) -> None:
 
 
 def rounds(ways: dict[str, Callable[[], Any]], number: int) -> dict[str, Any]:
-    """Return the CPU seconds of each way, in as many rounds of all."""
+    """Return the CPU seconds of each way, in as many rounds of all; none finds its data in a cache."""
     taken: dict[str, list[float]] = {name: [] for name in ways}
+    other = np.ones(1 << 25, np.float32)
     for _ in range(number + 1):
         for name, way in ways.items():
+            other.sum()
             start = time.thread_time()
             way()
             taken[name].append(time.thread_time() - start)
     return {name: np.array(seconds[1:]) for name, seconds in taken.items()}
 
 
-def measure(rule: PlacementRule, vectors_ND: Floats, compared: int, number: int) -> dict[str, Any]:
-    """Measure one rule beside the peak and the bandwidth."""
+def measure(k: int, rule: PlacementRule, vectors_ND: Floats, number: int) -> dict[str, Any]:
+    """Measure a rule of about k domains beside the peak and the bandwidth."""
     square, stream = np.random.default_rng(0).random((SIDE, SIDE), np.float32), np.ones(1 << 25, np.float32)
     product, tree = np.empty_like(square), rule.depth > 1
     ways = {
         "peak": lambda: np.matmul(square, square, out=product),
         "bandwidth": stream.sum,
         "place": lambda: rule.place(vectors_ND),
-        "product": lambda: multiply(vectors_ND, rule.centroids_MD[:64] if tree else rule.centroids_MD, 2 if tree else 1),
+        "product": lambda: multiply(vectors_ND, rule.centroids_MD[:BRANCHES] if tree else rule.centroids_MD, 2 if tree else 1),
         "float64": lambda: place_with(rule, vectors_ND, 10**9),
         "nominated": lambda: place_with(rule, vectors_ND, 0),
         "before": lambda: None if tree else place_as_before(rule, vectors_ND),
     }
     taken = rounds(ways, number)
     dimensions, documents = vectors_ND.shape[1], len(vectors_ND)
-    flops = 2 * dimensions * compared
+    flops = 2 * dimensions * (BRANCHES + BRANCHES if tree else k)
     peak, bandwidth = 2 * SIDE**3 / taken["peak"], stream.nbytes / taken["bandwidth"]
     roofline = min(peak.max() / flops, bandwidth.max() / (4 * dimensions))
     rate = {name: documents / taken[name].min() for name in ("place", "product", "float64", "nominated", "before")}
     in_turn = documents / taken["place"] / np.minimum(peak / flops, bandwidth / (4 * dimensions))
     return {
-        "k": rule.num_domains,
+        "k": k,
         "tree": "64 x 64" if tree else "flat",
         "documents/s": float(rate["place"]),
         "GFLOP/s": float(rate["place"] * flops / 1e9),
@@ -146,10 +149,10 @@ def main() -> None:
     rows = []
     with threadpool_limits(1):
         for k in FLAT:
-            documents = DOCUMENTS_4096 if k == 4096 else DOCUMENTS
-            rows.append(measure(flat_rule(vectors_ND, k, generator), vectors_ND[:documents], k, arguments.rounds))
+            documents = DOCUMENTS_MANY if k >= 1024 else DOCUMENTS
+            rows.append(measure(k, flat_rule(vectors_ND, k, generator), vectors_ND[:documents], arguments.rounds))
             sys.stderr.write(f"{rows[-1]}\n")
-        rows.append(measure(tree_rule(vectors_ND, 64, generator), vectors_ND, 128, arguments.rounds))
+        rows.append(measure(BRANCHES**2, tree_rule(vectors_ND, BRANCHES, generator), vectors_ND, arguments.rounds))
     write_results("placement", "Placement beside the roofline of one core", __doc__ or "", rows)
 
 

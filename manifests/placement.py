@@ -25,7 +25,18 @@ import numpy.typing as npt
 from lmsplit.manifests.nearest import Floats, Indices, Placements, Siblings, Workspace
 from lmsplit.manifests.tree import ROOT, Tree
 
-__all__ = ["Encoder", "Floats", "PlacementRule", "Placements", "is_unit", "lengths", "normalised"]
+__all__ = [
+    "DISTANCE_TOLERANCE",
+    "PLACED_BY_CENTROIDS",
+    "UNIT_TOLERANCE",
+    "Encoder",
+    "Floats",
+    "PlacementRule",
+    "Placements",
+    "is_unit",
+    "lengths",
+    "normalised",
+]
 
 PLACED_BY_CENTROIDS = "centroids"
 UNIT_TOLERANCE = 1e-3

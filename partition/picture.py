@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.partition.suggest import MAX_DROP, Assessment, Recommendation
+from lmsplit.partition.suggest import STABILITY_EXPONENT, Assessment, Recommendation
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -54,9 +54,10 @@ def draw(assessments: Sequence[Assessment], recommendation: Recommendation, path
 def _fill(panels: "Sequence[Axes]", assessments: Sequence[Assessment], recommendation: Recommendation) -> None:
     ks = [assessment.k for assessment in assessments]
     stability, inertia, sizes = panels
-    best = max(assessment.stability for assessment in assessments)
-    stability.axhspan(best - MAX_DROP, best, color="0.92", label=f"within {MAX_DROP} of the best")
-    _line(stability, ks, [assessment.stability for assessment in assessments])
+    best = max(assessment.score for assessment in assessments) or 1.0
+    _line(stability, ks, [assessment.stability for assessment in assessments], "stability")
+    label = f"explained × stability^{STABILITY_EXPONENT}, over its best"
+    _line(stability, ks, [assessment.score / best for assessment in assessments], label, _ORANGE, "s--")
     _line(inertia, ks, [assessment.heldout_inertia for assessment in assessments])
     _line(sizes, ks, [assessment.largest for assessment in assessments], "largest domain")
     _line(sizes, ks, [assessment.smallest for assessment in assessments], "smallest domain", _ORANGE, "s--")

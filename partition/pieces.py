@@ -24,10 +24,11 @@ import pyarrow.parquet as pq
 from lmsplit.manifests.layout import domain_index
 from lmsplit.manifests.schema import SPLITS
 
-ROW_GROUP_BYTES: Final = 2**19
-"""Text in a row group. Measured (benchmarks/results/many_domains.md): opening a piece of 61 MB and reading one row group of
-it is cheapest here; smaller ones make the footer longer, larger ones are read for the sake of a few rows."""
-ROW_GROUP_ROWS: Final = 4096
+ROW_GROUP_BYTES: Final = 2**20
+"""Text in a row group. Measured (benchmarks/results/many_domains_row_groups.md): opening a large piece and reading one row group
+of it is cheapest here and at half of it, and here it is written faster; smaller ones make the footer longer, larger ones are
+read for the sake of a few rows."""
+ROW_GROUP_ROWS: Final = 8192
 """Rows in a row group: of documents shorter than 128 bytes, the other columns are the larger part (assumption)."""
 
 GROUPS: Final = pa.schema(

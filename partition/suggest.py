@@ -39,8 +39,11 @@ NUM_PARTS: Final = 3
 """The fewest where two rules can be compared on documents that neither has seen; each part has that role once."""
 MIN_PER_DOMAIN: Final = 50
 """Documents of a part per domain (assumption; faiss warns below 39 points a centroid): with fewer, centroids are mostly noise."""
-MAX_DROP: Final = 0.1
-"""So far may a stability be below the best. Measured (benchmarks/results/suggest.md) beside 0.05, 0.15 and other criteria."""
+STABILITY_EXPONENT: Final = 4
+"""A percent of stability is worth four percent of explained variance. Chosen by measurement; 3 to 6 do about as well, and 2, or a
+bound on stability alone, worse (benchmarks/results/suggest.md)."""
+NEARLY: Final = 0.9
+"""A number with so large a share of the best score is named as nearly as good (assumption)."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -53,12 +56,19 @@ class Assessment(NamedTuple):
     """of the sample."""
     heldout_inertia: float
     """mean of |x - c|² over documents x and their centroids c; at most about 1, falling with k."""
+    explained: float
+    """share of their variance that the domains explain: 1 - held-out inertia over that of one domain; rising with k."""
     stability: float
     """adjusted Rand index between two rules' placements: 1 the same domains, 0 no more alike than by chance."""
     smallest: float
     """the smallest domain's tokens or bytes over the mean domain's."""
     largest: float
     """the largest domain's, likewise."""
+
+    @property
+    def score(self) -> float:
+        """What a number of domains is recommended by: much explained, and confirmed by other documents."""
+        return float(max(self.explained, 0.0) * max(self.stability, 0.0) ** STABILITY_EXPONENT)
 
 
 class Recommendation(NamedTuple):
@@ -123,55 +133,57 @@ def compare(
         embeddings_ND: unit rows of the sample.
         weight_N: each document's tokens or bytes.
     """
-    num_domains = rules[0].num_domains
     domains = [rule.place(embeddings_ND).domain for rule in rules]
-    unseen = [np.setdiff1d(np.arange(len(embeddings_ND)), part) for part in rows]
+    new = [np.setdiff1d(np.arange(len(embeddings_ND)), part) for part in rows]
     agreements = []
     for one, other in combinations(range(NUM_PARTS), 2):
-        third = np.intersect1d(unseen[one], unseen[other])
+        third = np.intersect1d(new[one], new[other])
         agreements.append(adjusted_rand_score(domains[one][third], domains[other][third]))
-    inertias, smallest, largest = [], [], []
-    for rule, domain_N, new in zip(rules, domains, unseen, strict=True):
-        differences_ND = embeddings_ND[new] - rule.centroids_KD[domain_N[new]]
-        inertias.append(np.einsum("nd,nd->", differences_ND, differences_ND, dtype=np.float64) / len(new))
-        sizes_K = np.bincount(domain_N[new], weights=weight_N[new], minlength=num_domains)
-        smallest.append(sizes_K.min() / sizes_K.mean())
-        largest.append(sizes_K.max() / sizes_K.mean())
-    means = (float(np.mean(values)) for values in (inertias, agreements, smallest, largest))
-    return Assessment(num_domains, len(embeddings_ND), *means)
+    measures = []
+    for rule, domain_N, part, own in zip(rules, domains, new, rows, strict=True):
+        inertia = _inertia(embeddings_ND[part] - rule.centroids_KD[domain_N[part]])
+        alone = _inertia(embeddings_ND[part] - embeddings_ND[own].mean(axis=0))
+        sizes_K = np.bincount(domain_N[part], weights=weight_N[part], minlength=rule.num_domains)
+        measures.append((inertia, 1 - inertia / alone, sizes_K.min() / sizes_K.mean(), sizes_K.max() / sizes_K.mean()))
+    inertia, explained, smallest, largest = np.mean(measures, axis=0).tolist()
+    stability = float(np.mean(agreements))
+    return Assessment(rules[0].num_domains, len(embeddings_ND), inertia, explained, stability, smallest, largest)
+
+
+def _inertia(differences_ND: Floats) -> float:
+    return float(np.einsum("nd,nd->", differences_ND, differences_ND, dtype=np.float64)) / len(differences_ND)
 
 
 def recommend(assessments: Sequence[Assessment]) -> Recommendation:
-    """Recommend the largest k whose stability is within 0.1 of the best: as fine as other documents would have given it too.
+    """Recommend the k with the most explained variance × stability⁴: more domains, as long as other documents confirm them.
 
-    Few coarse domains are nearly always stable, so the most stable k is too small (Ben-Hur et al. 2002 look for the fall
-    as well; Tibshirani and Walther 2005 take the largest k above a bound). A bound relative to the best serves an encoder
-    under which nothing is very stable. How often it is right, and how often other criteria: benchmarks/results/suggest.md.
+    Neither decides alone: a few coarse domains are nearly always the most stable, and variance explained only grows with k.
+    Ben-Hur et al. (2002) and Lange et al. (2004) look for the most stable k or the fall, Tibshirani and Walther (2005) for the
+    largest k above a bound; how often these and others are right: benchmarks/results/suggest.md.
 
     Args:
         assessments: by rising k, at least one.
 
-    >>> stabilities = {2: 1.0, 4: 0.95, 8: 0.7}
-    >>> recommend([Assessment(k, 900, 0.8, value, 0.5, 2.0) for k, value in stabilities.items()]).k
-    4
+    >>> found = {2: (1.0, 0.05), 8: (0.97, 0.2), 16: (0.75, 0.25)}
+    >>> recommend([Assessment(k, 900, 0.8, explained, stability, 0.5, 2.0) for k, (stability, explained) in found.items()]).k
+    8
     """
-    best = max(assessments, key=lambda assessment: assessment.stability)
-    chosen = [assessment for assessment in assessments if assessment.stability >= best.stability - MAX_DROP][-1]
-    return Recommendation(chosen.k, " ".join(_reasons(assessments, best, chosen)))
+    best = max(assessments, key=lambda assessment: assessment.score)
+    return Recommendation(best.k, " ".join(_reasons(assessments, best)))
 
 
-def _reasons(assessments: Sequence[Assessment], best: Assessment, chosen: Assessment) -> Iterator[str]:
+def _reasons(assessments: Sequence[Assessment], best: Assessment) -> Iterator[str]:
     yield (
-        f"{chosen.k} is the largest number of domains with a stability ({chosen.stability:.2f}) within {MAX_DROP} of the best "
-        f"({best.stability:.2f} at {best.k})."
+        f"{best.k} domains explain {best.explained:.0%} of the variance with a stability of {best.stability:.2f}: "
+        f"no other number has so much of both (explained × stability^{STABILITY_EXPONENT})."
     )
     if best.stability < MIN_STABILITY:
-        yield f"But none is stable: other documents would give other domains (below {MIN_STABILITY}), so take it as a guess."
-    others = [a for a in assessments if a.k != chosen.k and a.stability >= chosen.stability]
+        yield f"But this is not stable (below {MIN_STABILITY}): other documents would give other domains, so take it as a guess."
+    others = [a for a in assessments if a is not best and a.score >= NEARLY * best.score > 0]
     if others:
-        yield f"No less stable: {', '.join(f'{a.k} ({a.stability:.2f})' for a in others)}."
-    if chosen is assessments[-1]:
-        yield f"It is the largest that a sample of {chosen.documents} documents can judge: a larger sample_size tries more."
+        yield f"Nearly as good: {', '.join(f'{a.k} (stability {a.stability:.2f})' for a in others)}."
+    if best is assessments[-1]:
+        yield f"It is the largest that a sample of {best.documents} documents can judge: a larger sample_size tries more."
 
 
 @dataclass(frozen=True)
@@ -234,6 +246,7 @@ def as_rows(assessments: Sequence[Assessment], recommendation: Recommendation) -
         {
             "k": assessment.k,
             "heldout_inertia": assessment.heldout_inertia,
+            "explained": assessment.explained,
             "stability": assessment.stability,
             "smallest": assessment.smallest,
             "largest": assessment.largest,
@@ -246,7 +259,7 @@ def as_rows(assessments: Sequence[Assessment], recommendation: Recommendation) -
 def as_table(assessments: Sequence[Assessment], recommendation: Recommendation) -> Table:
     """Return the table for a terminal; the recommended row is marked."""
     table = Table(box=None, header_style="bold", pad_edge=False, caption=recommendation.why, caption_justify="left")
-    for name in ("domains", "held-out inertia", "stability", "smallest/mean", "largest/mean"):
+    for name in ("domains", "held-out inertia", "explained", "stability", "smallest/mean", "largest/mean"):
         table.add_column(name, justify="right", no_wrap=True)
     table.add_column("")
     for row in as_rows(assessments, recommendation):
@@ -255,4 +268,4 @@ def as_table(assessments: Sequence[Assessment], recommendation: Recommendation) 
     return table
 
 
-_DIGITS: Final = {"heldout_inertia": 4, "stability": 3, "smallest": 2, "largest": 2}
+_DIGITS: Final = {"heldout_inertia": 4, "explained": 3, "stability": 3, "smallest": 2, "largest": 2}

@@ -34,8 +34,9 @@ def mixture(num_clusters: int, num_points: int, *, noise: float = 0.5, seed: int
     return normalised(points.astype(np.float32))
 
 
-def assessed(stability_by_k: dict[int, float]) -> list[Assessment]:
-    return [Assessment(k, 900, 1 - k / 100, stability, 0.5, 2.0) for k, stability in stability_by_k.items()]
+def assessed(by_k: dict[int, tuple[float, float]]) -> list[Assessment]:
+    """Assessments of given (stability, explained)."""
+    return [Assessment(k, 900, 1 - explained, explained, stability, 0.5, 2.0) for k, (stability, explained) in by_k.items()]
 
 
 @pytest.mark.parametrize(("planted", "expected"), [(2, {2}), (3, {3}), (5, {4, 6}), (8, {8}), (12, {12})])
@@ -66,17 +67,19 @@ def test_assessment_is_that_of_its_definition() -> None:
     weights = np.random.default_rng(1).uniform(1, 9, size=300)
     rows = parts(300, 7)
     rules = [kmeans(vectors[part], 4, 7).rule() for part in rows]
-    stabilities, inertias, shares = [], [], []
+    stabilities, inertias, alone, shares = [], [], [], []
     for one in range(3):
         first, second = (rules[other].place(vectors[rows[one]]).domain for other in range(3) if other != one)
         stabilities.append(adjusted_rand_score(first, second))
         new = np.concatenate([rows[other] for other in range(3) if other != one])
         squares = ((vectors[new][:, None] - rules[one].centroids_KD) ** 2).sum(axis=2)
         inertias.append(squares.min(axis=1).mean())
+        alone.append(((vectors[new] - vectors[rows[one]].mean(axis=0)) ** 2).sum(axis=1).mean())
         sizes = [weights[new][squares.argmin(axis=1) == domain].sum() for domain in range(4)]
         shares.append(np.array([min(sizes), max(sizes)]) / np.mean(sizes))
     smallest, largest = np.mean(shares, axis=0)
-    expected = (4, 300, np.mean(inertias), np.mean(stabilities), smallest, largest)
+    explained = np.mean(1 - np.array(inertias) / np.array(alone))
+    expected = (4, 300, np.mean(inertias), explained, np.mean(stabilities), smallest, largest)
     np.testing.assert_allclose(assess(vectors, weights, 4, 7), expected, rtol=1e-5)
 
 
@@ -93,7 +96,7 @@ def test_domain_that_no_new_document_reaches_has_size_0() -> None:
     vectors = np.eye(3, dtype=np.float32)[[0, 1, 0, 1, 0, 1]]
     rule = PlacementRule(np.eye(3, dtype=np.float32), np.zeros(3))
     found = suggest.compare([rule] * 3, [np.array([0, 1]), np.array([2, 3]), np.array([4, 5])], vectors, np.ones(6))
-    assert found == Assessment(3, 6, 0.0, 1.0, 0.0, 1.5)
+    assert found == Assessment(3, 6, 0.0, 1.0, 1.0, 0.0, 1.5)
 
 
 @settings(max_examples=50, derandomize=True)
@@ -129,51 +132,57 @@ def test_candidates_by_hand(num_documents: int, expected: tuple[int, ...]) -> No
 
 
 @pytest.mark.parametrize(
-    ("stability_by_k", "expected"),
+    ("by_k", "expected"),
     [
-        ({2: 1.0, 3: 0.98, 4: 0.95, 6: 0.7}, 4),  # the last before the fall
-        ({2: 1.0, 3: 0.6, 4: 0.95, 6: 0.7}, 4),  # a fall in between does not end the search
-        ({2: 0.4, 3: 0.5, 4: 0.99, 6: 0.7}, 4),  # too few is unstable as well
-        ({2: 0.75, 3: 0.625, 4: 0.65, 6: 0.5}, 4),  # exactly 0.1 below the best still is within
-        ({2: 0.95, 3: 0.9}, 3),
-        ({2: 0.95, 3: 0.6}, 2),
-        ({2: 0.1}, 2),
+        ({2: (1.0, 0.1), 3: (0.98, 0.15), 4: (0.95, 0.2), 6: (0.7, 0.25)}, 4),  # the last before stability falls
+        ({2: (1.0, 0.1), 3: (0.6, 0.15), 4: (0.95, 0.2), 6: (0.7, 0.25)}, 4),  # a fall in between does not end the search
+        ({2: (0.4, 0.1), 3: (0.5, 0.15), 4: (0.99, 0.2), 6: (0.7, 0.25)}, 4),  # too few is unstable as well
+        ({2: (1.0, 0.16), 3: (0.8, 0.3)}, 2),  # 0.16 > 0.8^4 × 0.3 = 0.123
+        ({2: (1.0, 0.12), 3: (0.8, 0.3)}, 3),
+        ({2: (0.5, 0.2), 3: (1.0, 0.0125)}, 2),  # 0.0125 on both: the fewer
+        ({2: (-0.5, 0.1), 3: (0.0, 0.2), 4: (-1.0, 0.3)}, 2),  # no better than chance: the fewest
+        ({2: (-0.9, 0.1), 3: (0.1, 0.2)}, 3),  # disagreement squared is no agreement
+        ({2: (0.9, -0.1), 3: (0.8, -0.2)}, 2),
+        ({2: (0.1, 0.1)}, 2),
     ],
 )
-def test_largest_within_a_tenth_of_the_best_is_recommended(stability_by_k: dict[int, float], expected: int) -> None:
-    assert recommend(assessed(stability_by_k)).k == expected
+def test_most_explained_times_stability_is_recommended(by_k: dict[int, tuple[float, float]], expected: int) -> None:
+    assert recommend(assessed(by_k)).k == expected
 
 
 def test_reasons_give_the_evidence() -> None:
-    why = recommend(assessed({2: 1.0, 3: 0.6, 4: 0.95, 6: 0.7})).why
+    why = recommend(assessed({2: (1.0, 0.19), 4: (0.95, 0.25), 6: (0.9, 0.26), 8: (0.7, 0.3)})).why
     assert why == (
-        "4 is the largest number of domains with a stability (0.95) within 0.1 of the best (1.00 at 2). No less stable: 2 (1.00)."
+        "4 domains explain 25% of the variance with a stability of 0.95: no other number has so much of both "
+        "(explained × stability^4). Nearly as good: 2 (stability 1.00)."
     )
 
 
 def test_reasons_say_that_nothing_is_stable() -> None:
-    why = recommend(assessed({2: 0.3, 3: 0.2, 4: 0.1, 6: 0.0})).why
-    assert "But none is stable: other documents would give other domains (below 0.5), so take it as a guess." in why
+    sentence = "But this is not stable (below 0.5): other documents would give other domains, so take it as a guess."
+    assert sentence in recommend(assessed({2: (0.49, 0.1), 3: (0.2, 0.15)})).why
+    assert sentence not in recommend(assessed({2: (0.5, 0.1), 3: (0.2, 0.15)})).why
+    assert "Nearly" not in recommend(assessed({2: (0.0, 0.1), 3: (0.0, 0.15)})).why
 
 
 def test_reasons_say_that_the_sample_may_be_too_small() -> None:
     sentence = "It is the largest that a sample of 900 documents can judge: a larger sample_size tries more."
-    assert sentence in recommend(assessed({2: 0.9, 3: 0.95})).why
-    assert sentence not in recommend(assessed({2: 0.9, 3: 0.5})).why
+    assert sentence in recommend(assessed({2: (0.9, 0.1), 3: (0.95, 0.2)})).why
+    assert sentence not in recommend(assessed({2: (0.9, 0.1), 3: (0.5, 0.2)})).why
 
 
 def test_rows_and_table_mark_the_recommended_number() -> None:
-    assessments = assessed({2: 1.0, 4: 0.96, 8: 0.5})
+    assessments = assessed({2: (1.0, 0.1), 4: (0.96, 0.25), 8: (0.5, 0.3)})
     recommendation = recommend(assessments)
     rows = as_rows(assessments, recommendation)
-    assert rows[1] == {
-        "k": 4, "heldout_inertia": 0.96, "stability": 0.96, "smallest": 0.5, "largest": 2.0, "recommended": True,
-    }  # fmt: skip
+    measures = {"heldout_inertia": 0.75, "explained": 0.25, "stability": 0.96, "smallest": 0.5, "largest": 2.0}
+    assert rows[1] == {"k": 4, **measures, "recommended": True}
     assert [row["recommended"] for row in rows] == [False, True, False]
-    console = Console(width=120, record=True, file=(Path("/dev/null")).open("w"))
-    console.print(as_table(assessments, recommendation))
-    lines = console.export_text().splitlines()
-    assert lines[2].split() == ["4", "0.9600", "0.960", "0.50", "2.00", "recommended"]
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(as_table(assessments, recommendation))
+    lines = capture.get().splitlines()
+    assert lines[2].split() == ["4", "0.7500", "0.250", "0.960", "0.50", "2.00", "recommended"]
     assert sum("recommended" in line for line in lines) == 1
 
 
@@ -201,8 +210,7 @@ def test_stage_finds_the_three_topics_of_a_corpus(tmp_path: Path) -> None:
     assert recommendation.k == 3
     assert {assessment.documents for assessment in assessments} == {900}
     assert assessments[1].stability > 0.95
-    again = [dataclasses.replace(Suggest(run), name="again"), Suggest(run)]
-    again[0].do(1)
+    dataclasses.replace(Suggest(run), name="again").do(1)
     assert run.receipt("again", 1) == run.receipt("suggest", 1)
 
 
