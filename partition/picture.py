@@ -1,7 +1,7 @@
 """Draws what `suggest` found: stability, held-out inertia and domain sizes over the number of domains, one panel each.
 
-Readable without colour: each line has its own marker and dashes, and the recommended number is written beside its line. The same
-input gives the same bytes with the same matplotlib. This does *not* decide anything, and touches no global state of matplotlib.
+Readable without colour: each line has its own marker and dashes, and the recommended number is in the title and the legends. The
+same input gives the same bytes with the same matplotlib, whose settings stay as they were. This does *not* decide anything.
 """
 
 from collections.abc import Sequence
@@ -45,6 +45,7 @@ def draw(assessments: Sequence[Assessment], recommendation: Recommendation, path
     image = BytesIO()
     with mpl.rc_context(_SETTINGS):
         figure = Figure(figsize=_SIZE_INCHES, layout="constrained")
+        figure.suptitle(f"Number of domains: {recommendation.k} recommended")
         _fill(figure.subplots(3, 1, sharex=True), assessments, recommendation)
         # A date, or the library's version, would make equal pictures unequal files.
         figure.savefig(image, format=path.suffix[1:], dpi=150, metadata={"Date" if path.suffix == ".svg" else "Software": None})
@@ -62,21 +63,17 @@ def _fill(panels: "Sequence[Axes]", assessments: Sequence[Assessment], recommend
     _line(sizes, ks, [assessment.largest for assessment in assessments], "largest domain")
     _line(sizes, ks, [assessment.smallest for assessment in assessments], "smallest domain", _ORANGE, "s--")
     stability.set(ylabel="stability\n(adjusted Rand index)", ylim=(min(0.0, *(a.stability for a in assessments)), 1.05))
-    stability.set_title(f"Number of domains: {recommendation.k} recommended")
     inertia.set_ylabel("held-out inertia\n(mean squared distance)")
     sizes.set(ylabel="size over the mean", xlabel="number of domains k")
     sizes.set_xscale("log", base=2)
     sizes.set_xticks(ks, labels=[str(k) for k in ks])
     sizes.minorticks_off()
-    for panel in (stability, sizes):
-        panel.legend(frameon=False)
     for panel in panels:
-        panel.axvline(recommendation.k, color="0.3", linestyle=":", linewidth=1.5)
+        panel.axvline(recommendation.k, color="0.3", linestyle=":", linewidth=1.5, label=f"k = {recommendation.k}")
         panel.grid(axis="y", color="0.9")
         panel.spines[["top", "right"]].set_visible(False)
-    stability.annotate(
-        f" k = {recommendation.k}", (recommendation.k, 0.02), xycoords=("data", "axes fraction"), va="bottom", color="0.2"
-    )
+    for panel in (stability, sizes):  # above the panel, where no line can run into it
+        panel.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3, frameon=False)
 
 
 def _line(

@@ -11,14 +11,15 @@ fitted on disjoint documents place a third part, and the adjusted Rand index com
 which is true: a corpus may have several good answers, and a sample shows none finer than it has documents for. This does *not*
 partition anything, and knows nothing of `max_imbalance` or a hierarchy.
 
-Cost: for each k three fits on a third of the sample. Memory: the sample's vectors, twice.
+Cost: for each k three fits on a third of the sample; all candidates for 10,000 vectors of 384 dimensions take half a minute on
+one core, and less with more workers. Memory: the sample's texts and vectors for each worker.
 
 Shape legend: N documents of the sample, D dimensions, K domains.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import combinations
 from typing import Any, Final, NamedTuple
 
@@ -40,10 +41,12 @@ NUM_PARTS: Final = 3
 MIN_PER_DOMAIN: Final = 50
 """Documents of a part per domain (assumption; faiss warns below 39 points a centroid): with fewer, centroids are mostly noise."""
 STABILITY_EXPONENT: Final = 4
-"""A percent of stability is worth four percent of explained variance. Chosen by measurement; 3 to 6 do about as well, and 2, or a
-bound on stability alone, worse (benchmarks/results/suggest.md)."""
-NEARLY: Final = 0.9
-"""A number with so large a share of the best score is named as nearly as good (assumption)."""
+"""A percent of stability is worth four percent of explained variance. Chosen on labelled mixes. On 86 other samples it comes
+within a factor of 1.5 of the labels in 79; 3, 5 and 6 in 75 to 82, 2 in 73, stability alone in 71 at best
+(benchmarks/results/suggest.md)."""
+NEARLY: Final = 0.8
+"""A number with so large a share of the best score is named as nearly as good. Measured (benchmarks/results/suggest.md): between
+samples of one corpus the score of one k differs as much."""
 
 Indices = npt.NDArray[np.int64]
 
@@ -206,18 +209,20 @@ class Suggest:
     def _candidates(self) -> tuple[int, ...]:
         return candidates(self.run.receipt("sample", 0)["documents"])
 
-    @cached_property
-    def _sample(self) -> EncodedSample:
-        """Kept from task to task: `lexical` is fitted anew by each worker, which takes seconds."""
-        return encode_sample(self.run, Planned(self.run).configuration.seed)
-
     def do(self, task: int) -> None:
         """Assess one candidate; none is found where a part has fewer different vectors than it has domains."""
         seed, k = Planned(self.run).configuration.seed, self._candidates[task]
-        embeddings_ND = self._sample.embeddings_ND
+        sample = _sample(self.run, seed)
+        embeddings_ND = sample.embeddings_ND
         fits = min(num_distinct(embeddings_ND[part]) for part in parts(len(embeddings_ND), seed)) >= k
-        found = assess(embeddings_ND, self._sample.weight_N, k, seed)._asdict() if fits else None
+        found = assess(embeddings_ND, sample.weight_N, k, seed)._asdict() if fits else None
         self.run.finish(self.name, task, {}, {"documents": len(embeddings_ND), "assessment": found})
+
+
+@lru_cache(maxsize=1)
+def _sample(run: Run, seed: int) -> EncodedSample:
+    """Kept by the process: a worker gets the stage anew with each rank, and would fit `lexical` again, which takes seconds."""
+    return encode_sample(run, seed)
 
 
 def suggestion(run: Run) -> tuple[list[Assessment], Recommendation]:

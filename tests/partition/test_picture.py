@@ -31,7 +31,7 @@ def test_svg_says_what_it_shows(tmp_path: Path) -> None:
     assert root.tag == "{http://www.w3.org/2000/svg}svg"
     assert {"2", "3", "4", "number of domains k", "stability", "largest domain", "smallest domain"} <= set(texts)
     assert "Number of domains: 3 recommended" in texts
-    assert " k = 3" in texts
+    assert "k = 3" in texts
 
 
 def test_png_is_an_image(tmp_path: Path) -> None:
