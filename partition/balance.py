@@ -8,7 +8,7 @@ got, as k-means does.
 A cap that holds on a sample is missed on the corpus by the sample's own error, so `sampling_error` says by how much; the cap is
 lowered by that (see `hierarchy`).
 
-Cost: one (N, K) matrix of costs a round, at most 20 rounds, and a search in it for the two cheapest at most 60 times a round.
+Cost: one (N, K) matrix of costs a round, at most 10 rounds, and a search in it for the cheapest some 30 times a round.
 Memory: that matrix, 4·N·K bytes.
 
 Shape legend: N points, D dimensions, K clusters, B bootstrap replicates.
@@ -25,8 +25,8 @@ from lmsplit.manifests.placement import Floats
 from lmsplit.partition.cluster import means
 from lmsplit.partition.points import Costs, Indices, Points
 
-MAX_ROUNDS: Final = 20
-MAX_STEPS: Final = 40
+MAX_ROUNDS: Final = 10
+MAX_STEPS: Final = 25
 MAX_RAISES: Final = 20
 _OVER: Final = 0.002
 """Masses may be above their cap by this share of it: the margin is far wider (assumption)."""
@@ -55,27 +55,31 @@ class Balanced(NamedTuple):
     cluster_N: Indices
 
 
-def balance(points: Points, centroids_KD: Floats, share_N: npt.NDArray[np.float64], cap: float) -> Balanced:
-    """Move centroids and find prices until no cluster holds more than the cap.
+def balance(
+    points: Points,
+    centroids_KD: Floats,
+    prices_K: npt.NDArray[np.float64],
+    share_N: npt.NDArray[np.float64],
+    cap: float,
+    rounds: int = MAX_ROUNDS,
+) -> Balanced:
+    """Move centroids and find prices until no cluster holds more than the cap, and hardly any point changes its cluster.
 
     Args:
         points: N points.
-        centroids_KD: where to start: the clusters without a cap.
+        centroids_KD: where to start: the clusters without a cap, or under another one.
+        prices_K: where to start; 0 without a cap.
         share_N: each point's share of all tokens; sums to 1.
         cap: largest share of a cluster, above 1/K.
+        rounds: moves of the centroids, at most.
     """
-    priced = Priced(np.zeros(len(centroids_KD)), np.zeros(0, np.int64), np.inf)
-    for _ in range(MAX_ROUNDS):
-        previous_N = priced.cluster_N
-        costs = points.costs(centroids_KD)
-        priced = solve_prices(costs, share_N, cap, priced.prices_K)
-        moved = len(share_N) if not previous_N.size else np.count_nonzero(priced.cluster_N != previous_N)
-        if moved <= _SETTLED * len(share_N) or not priced.prices_K.any():
-            break
-        moved_KD = means(points, priced.cluster_N, np.zeros(len(share_N), np.float32), len(centroids_KD))
-        centroids_KD = moved_KD
-    else:
+    priced = solve_prices(points.costs(centroids_KD), share_N, cap, prices_K)
+    for _ in range(rounds):
+        before_N = priced.cluster_N
+        centroids_KD = means(points, before_N, np.zeros(len(share_N), np.float32), len(centroids_KD))
         priced = solve_prices(points.costs(centroids_KD), share_N, cap, priced.prices_K)
+        if np.count_nonzero(priced.cluster_N != before_N) <= _SETTLED * len(share_N):
+            break
     return Balanced(centroids_KD, priced.prices_K, priced.cluster_N)
 
 
@@ -98,7 +102,8 @@ def solve_prices(costs: Costs, share_N: npt.NDArray[np.float64], cap: float, pri
     seen: list[tuple[tuple[float, float], Priced]] = []
 
     def descend(tried_K: npt.NDArray[np.float64]) -> tuple[float, npt.NDArray[np.float64]]:
-        cluster_N, cost_N, _ = costs.cheapest(tried_K)
+        """Return the negative dual and its gradient."""
+        cluster_N, cost_N = costs.cheapest(tried_K)
         masses_K = np.bincount(cluster_N, share_N, minlength=len(tried_K))
         return float(cap * tried_K.sum() - share_N @ cost_N), np.asarray(cap - masses_K, np.float64)
 
@@ -106,13 +111,15 @@ def solve_prices(costs: Costs, share_N: npt.NDArray[np.float64], cap: float, pri
     bounds = [(0, None)] * len(prices_K)
     prices_K = minimize(descend, prices_K, jac=True, method="L-BFGS-B", bounds=bounds, options=options).x
     for _ in range(MAX_RAISES):
-        cluster_N, cost_N, regret_N = costs.cheapest(prices_K)
+        found = costs.cheapest(prices_K)
+        cluster_N, cost_N = found
         excess_K = np.bincount(cluster_N, share_N, minlength=len(prices_K)) / cap - 1
         priced = Priced(prices_K, cluster_N, float(excess_K.max()))
         seen.append(((max(priced.excess, _OVER), float(share_N @ (cost_N - prices_K[cluster_N]))), priced))
         above = np.flatnonzero(excess_K > _OVER)
         if not above.size:
             break
+        regret_N = costs.regrets(prices_K, found)
         prices_K = prices_K.copy()
         for cluster in above:
             members = np.flatnonzero(cluster_N == cluster)

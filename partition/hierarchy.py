@@ -2,13 +2,14 @@
 
 ```
 vectors ─► kmeans ─► branches ─► kmeans in each ─► …                 the tree without prices
-         └► imbalance above the bound? balance every split ─► sampling error ─► balance again under the lowered cap
+         └► imbalance above the bound? balance roughly ─► sampling error ─► balance under the lowered cap
 ```
 
 The bound on a leaf, max_imbalance / K, is shared out over the levels: a node of level l of L holds at most r^(l/L) of the mean of
 its level. So a branch that is full can still be split without pricing its leaves to exact equality.
 
-Cost: see `cluster` and `balance`; balancing starts from the tree without prices, and has no restarts of its own.
+Cost: see `cluster` and `balance`. Balancing the root starts from its clusters without prices; branches are divided anew, with a
+quarter of the restarts, since they hold other documents then.
 
 Shape legend: N vectors, D dimensions, K children of a node, M nodes.
 """
@@ -24,12 +25,15 @@ import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
 from lmsplit.manifests.placement import Floats, PlacementRule, Placements, lengths
-from lmsplit.partition.balance import balance, sampling_error
-from lmsplit.partition.cluster import check_distinct, kmeans, num_distinct
+from lmsplit.partition.balance import MAX_ROUNDS, balance, sampling_error
+from lmsplit.partition.cluster import check_distinct, kmeans, num_distinct, num_restarts
 from lmsplit.partition.points import Indices, NumpyPoints, Points
 
 _LEAST_CAP: Final = 1.01
 """A cluster may always hold this much of the mean: exact equality is dear and never needed (assumption)."""
+
+_ROUGH_ROUNDS: Final = 3
+"""Rounds of the first balancing, from which only the sampling error is taken, and the start of the second (assumption)."""
 
 PointsOf = Callable[[Floats], Points]
 
@@ -106,15 +110,13 @@ def fit_rule(
     free = _fitted(split, embeddings_ND, share_N, None)
     if max_imbalance is None or free.imbalance <= max_imbalance / (1 + 2 * _error(free, share_N, sampled_fraction, seed)):
         return free
-    everything = np.arange(len(share_N))
-    caps = _caps(branching, max_imbalance, free.rule.num_domains)
+    fresh = partial(_grow, seed=seed, restarts=max(1, (restarts or num_restarts(branching[0])) // 4), points_of=points_of)
+    sample = _Sample(embeddings_ND, share_N, points_of)
     with threadpool_limits(1):
-        split = _balanced(split, embeddings_ND, share_N, everything, caps, points_of)
-    error = _error(_fitted(split, embeddings_ND, share_N, None), share_N, sampled_fraction, seed)
-    cap = max(max_imbalance / (1 + 2 * error), _LEAST_CAP)
-    caps = _caps(branching, cap, free.rule.num_domains)
-    with threadpool_limits(1):
-        split = _balanced(split, embeddings_ND, share_N, everything, caps, points_of)
+        split = sample.balanced(split, _caps(branching, max_imbalance, free.rule.num_domains), tuple(branching), fresh)
+        error = _error(_fitted(split, embeddings_ND, share_N, None), share_N, sampled_fraction, seed)
+        cap = max(max_imbalance / (1 + 2 * error), _LEAST_CAP)
+        split = sample.balanced(split, _caps(branching, cap, free.rule.num_domains), tuple(branching))
     paid = Balance(max_imbalance, error, cap, free.imbalance, free.coherence)
     return _fitted(split, embeddings_ND, share_N, paid)
 
@@ -140,24 +142,43 @@ def _caps(branching: Sequence[int], imbalance: float, num_domains: int) -> tuple
     return tuple(float(imbalance ** ((level + 1) / levels) / nodes[level]) for level in range(levels))
 
 
-def _balanced(
-    split: Split,
-    embeddings_ND: Floats,
-    share_N: npt.NDArray[np.float64],
-    own: Indices,
-    caps: tuple[float, ...],
-    points_of: PointsOf,
-) -> Split:
-    """Balance a split of the points `own`, and those below it."""
-    share = share_N[own].sum()
-    num_children = len(split.centroids_KD)
-    cap = max(caps[0] / share, _LEAST_CAP / num_children)
-    found = balance(points_of(embeddings_ND[own]), split.centroids_KD, share_N[own] / share, cap)
-    children = [
-        None if child is None else _balanced(child, embeddings_ND, share_N, own[found.cluster_N == k], caps[1:], points_of)
-        for k, child in enumerate(split.children)
-    ]
-    return Split(found.centroids_KD, found.prices_K, tuple(children))
+class _Sample(NamedTuple):
+    """What is balanced."""
+
+    embeddings_ND: Floats
+    share_N: npt.NDArray[np.float64]
+    points_of: PointsOf
+
+    def balanced(
+        self,
+        split: Split,
+        caps: tuple[float, ...],
+        branching: tuple[int, ...],
+        fresh: Callable[..., Split | None] | None = None,
+        own: Indices | None = None,
+    ) -> Split:
+        """Balance a split of the points `own`, all where None, and those below it.
+
+        Args:
+            split: where to start.
+            caps: largest share of all tokens, level by level from this one.
+            branching: children of a node, likewise.
+            fresh: divides what a child has got anew, roughly, and the result is balanced; where None, it starts from the child's
+                own split.
+            own: rows.
+        """
+        own = np.arange(len(self.share_N)) if own is None else own
+        share, num_children = self.share_N[own].sum(), len(split.centroids_KD)
+        cap = max(caps[0] / share, _LEAST_CAP / num_children)
+        rounds = MAX_ROUNDS if fresh is None else _ROUGH_ROUNDS
+        points = self.points_of(self.embeddings_ND[own])
+        found = balance(points, split.centroids_KD, split.prices_K, self.share_N[own] / share, cap, rounds)
+        children: list[Split | None] = []
+        for k, child in enumerate(split.children):
+            rows = own[found.cluster_N == k]
+            below = child if fresh is None else fresh(self.embeddings_ND[rows], branching=branching[1:])
+            children.append(None if below is None else self.balanced(below, caps[1:], branching[1:], fresh, rows))
+        return Split(found.centroids_KD, found.prices_K, tuple(children))
 
 
 def _fitted(split: Split, embeddings_ND: Floats, share_N: npt.NDArray[np.float64], paid: Balance | None) -> Fitted:

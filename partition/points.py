@@ -22,7 +22,7 @@ from lmsplit.manifests.placement import Floats, lengths
 
 Indices = npt.NDArray[np.int64]
 _BLOCK: Final = 1024
-"""Rows of a product. Measured (benchmarks/results/fit_speed.md): its costs stay in the cache."""
+"""Rows of a product: their costs stay in the cache (assumption)."""
 _MANY_BLOCKS: Final = 4
 """Fewer are not worth waking threads for (assumption)."""
 
@@ -34,8 +34,6 @@ class Cheapest(NamedTuple):
     """ties to the lowest on a CPU."""
     cost_N: Floats
     """(|x - c|² - 1)/2 and the price, in fp32."""
-    regret_N: Floats
-    """what the second cheapest costs more; infinite where there is one cluster."""
 
 
 class Costs(Protocol):
@@ -43,6 +41,10 @@ class Costs(Protocol):
 
     def cheapest(self, prices_K: npt.NDArray[np.float64]) -> Cheapest:
         """Return each point's cheapest cluster with these prices on top."""
+        ...
+
+    def regrets(self, prices_K: npt.NDArray[np.float64], found: Cheapest) -> Floats:
+        """Return (N,) what the second cheapest cluster costs more than the one found; infinite where there is one cluster."""
         ...
 
 
@@ -120,13 +122,21 @@ class _NumpyCosts:
 
         def block(rows: slice) -> Cheapest:
             costs_NK = self._costs[rows] + prices
-            each = np.arange(len(costs_NK))
-            first = costs_NK.argmin(axis=1)
-            cost = costs_NK[each, first]
-            costs_NK[each, first] = np.inf
-            return Cheapest(first, cost, costs_NK.min(axis=1) - cost)
+            cluster = costs_NK.argmin(axis=1)
+            return Cheapest(cluster, costs_NK[np.arange(len(cluster)), cluster])
 
         return Cheapest(*map(np.concatenate, zip(*self._points.each_block(block), strict=True)))
+
+    def regrets(self, prices_K: npt.NDArray[np.float64], found: Cheapest) -> Floats:
+        """Return what the second cheapest cluster costs more; see `Costs`."""
+        prices = prices_K.astype(np.float32)
+
+        def block(rows: slice) -> Floats:
+            costs_NK = self._costs[rows] + prices
+            costs_NK[np.arange(len(costs_NK)), found.cluster_N[rows]] = np.inf
+            return np.asarray(costs_NK.min(axis=1) - found.cost_N[rows])
+
+        return np.concatenate(list(self._points.each_block(block)))
 
 
 class TorchPoints:
@@ -160,7 +170,7 @@ class TorchPoints:
 
     def costs(self, centroids_KD: Floats) -> Costs:
         """Return the costs of all clusters; see `Points`."""
-        return _TorchCosts(self._product(self._points, self._moved(centroids_KD)))
+        return _TorchCosts(self._product(self._points, self._moved(centroids_KD)), self._moved)
 
     def _product(self, points: Any, centroids: Any) -> Any:
         return (centroids * centroids).sum(dim=1) / 2 - points @ centroids.T
@@ -174,16 +184,20 @@ _GPU_BLOCK: Final = 1 << 16
 
 
 class _TorchCosts:
-    def __init__(self, costs: Any) -> None:
+    def __init__(self, costs: Any, moved: Callable[[npt.NDArray[Any]], Any]) -> None:
         self._costs = costs
+        self._moved = moved
 
     def cheapest(self, prices_K: npt.NDArray[np.float64]) -> Cheapest:
         """Return each point's cheapest cluster; see `Costs`."""
-        prices = self._costs.new_tensor(prices_K.astype(np.float32))
-        two = (self._costs + prices).topk(min(2, self._costs.shape[1]), dim=1, largest=False)
-        values, cluster = two.values.cpu().numpy(), two.indices[:, 0].cpu().numpy()
-        regret = values[:, 1] - values[:, 0] if values.shape[1] > 1 else np.full(len(values), np.inf, np.float32)
-        return Cheapest(cluster, values[:, 0], regret)
+        least = (self._costs + self._moved(prices_K.astype(np.float32))).min(dim=1)
+        return Cheapest(least.indices.cpu().numpy(), least.values.cpu().numpy())
+
+    def regrets(self, prices_K: npt.NDArray[np.float64], found: Cheapest) -> Floats:
+        """Return what the second cheapest cluster costs more; see `Costs`."""
+        others = self._costs + self._moved(prices_K.astype(np.float32))
+        others.scatter_(1, self._moved(found.cluster_N)[:, None], np.inf)
+        return np.asarray(others.min(dim=1).values.cpu().numpy() - found.cost_N)
 
 
 def _half_squares(centroids_KD: Floats) -> Floats:

@@ -41,7 +41,7 @@ def test_price_is_what_the_last_point_that_must_go_would_save() -> None:
 def test_nothing_is_priced_where_every_cluster_is_below_its_cap() -> None:
     points_ND = blobs(0, (100, 100, 100))
     clusters = kmeans(points_ND, 3, 0)
-    found = balance(NumpyPoints(points_ND), clusters.centroids_KD, np.full(300, 1 / 300), 0.5)
+    found = balance(NumpyPoints(points_ND), clusters.centroids_KD, np.zeros(3), np.full(300, 1 / 300), 0.5)
     assert not found.prices_K.any()
     np.testing.assert_allclose(found.centroids_KD, clusters.centroids_KD, atol=1e-5)
 
@@ -81,7 +81,7 @@ def test_balanced_domains_are_reached_from_one_that_holds_nearly_all() -> None:
     points_ND = blobs(3, (3000, 150, 150, 150), noise=0.7)
     share_N = np.full(len(points_ND), 1 / len(points_ND))
     clusters = kmeans(points_ND, 4, 0)
-    found = balance(NumpyPoints(points_ND), clusters.centroids_KD, share_N, 1.2 / 4)
+    found = balance(NumpyPoints(points_ND), clusters.centroids_KD, np.zeros(4), share_N, 1.2 / 4)
     assert masses(found.cluster_N, share_N, 4).max() <= 0.301
     expected = [points_ND[found.cluster_N == k].mean(axis=0) for k in range(4)]
     np.testing.assert_allclose(found.centroids_KD, expected, atol=0.02)  # centroids are still means
@@ -98,7 +98,7 @@ def test_balance_is_the_same_for_any_number_of_threads() -> None:
     points_ND = blobs(5, (3000, 900, 900))
     share_N = np.full(len(points_ND), 1 / len(points_ND))
     start = kmeans(points_ND, 3, 0).centroids_KD
-    one, many = (balance(NumpyPoints(points_ND, threads), start, share_N, 0.4) for threads in (1, 4))
+    one, many = (balance(NumpyPoints(points_ND, threads), start, np.zeros(3), share_N, 0.4) for threads in (1, 4))
     assert one.centroids_KD.tobytes() == many.centroids_KD.tobytes()
     assert one.prices_K.tobytes() == many.prices_K.tobytes()
 

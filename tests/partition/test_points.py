@@ -28,10 +28,12 @@ def test_nearest_sums_and_costs_match_a_hand_worked_case(points_of) -> None:
     assert cluster.tolist() == [0, 1, 1]
     np.testing.assert_allclose(cost, [0.32 - 0.8, 0.125 - 0.4, 0.125 - 0.5], atol=1e-6)
     np.testing.assert_allclose(points.sums(cluster, 3), [[1, 0], [0.6, 1.8], [0, 0]], atol=1e-6)
-    found = points.costs(centroids).cheapest(np.array([0.0, 0.2]))
+    prices = np.array([0.0, 0.2])
+    found = points.costs(centroids).cheapest(prices)
     assert found.cluster_N.tolist() == [0, 0, 1]
     np.testing.assert_allclose(found.cost_N, [-0.48, -0.16, -0.175], atol=1e-6)
-    np.testing.assert_allclose(found.regret_N, [0.325 + 0.48, -0.075 + 0.16, 0.32 + 0.175], atol=1e-6)
+    regrets = points.costs(centroids).regrets(prices, found)
+    np.testing.assert_allclose(regrets, [0.325 + 0.48, -0.075 + 0.16, 0.32 + 0.175], atol=1e-6)
 
 
 @pytest.mark.parametrize("num_clusters", [1, 2, 7, 300])
@@ -48,16 +50,17 @@ def test_products_are_those_of_plain_numpy_in_float64(points_of, num_clusters: i
 
 
 @pytest.mark.parametrize("num_clusters", [1, 2, 7])
-def test_cheapest_says_what_the_second_costs_more(points_of, num_clusters: int) -> None:
+def test_regret_is_what_the_second_costs_more(points_of, num_clusters: int) -> None:
     points_ND, centroids_KD = unit_rows(0, 2500), 0.7 * unit_rows(1, num_clusters)
     prices = np.linspace(0, 0.2, num_clusters)
-    found = points_of(points_ND).costs(centroids_KD).cheapest(prices)
+    asked = points_of(points_ND).costs(centroids_KD)
+    found = asked.cheapest(prices)
     costs = ((points_ND[:, None].astype(np.float64) - centroids_KD) ** 2).sum(axis=2) / 2 - 0.5 + prices
     ranked = np.sort(costs, axis=1)
     np.testing.assert_allclose(found.cost_N, ranked[:, 0], atol=1e-5)
     np.testing.assert_allclose(costs[np.arange(2500), found.cluster_N], ranked[:, 0], atol=1e-5)
     regret = ranked[:, 1] - ranked[:, 0] if num_clusters > 1 else np.full(2500, np.inf)
-    np.testing.assert_allclose(found.regret_N, regret, atol=1e-5)
+    np.testing.assert_allclose(asked.regrets(prices, found), regret, atol=1e-5)
 
 
 def test_tie_goes_to_the_lowest_cluster() -> None:
@@ -66,7 +69,7 @@ def test_tie_goes_to_the_lowest_cluster() -> None:
     assert not points.nearest(twins)[0].any()
     found = points.costs(twins).cheapest(np.zeros(4))
     assert not found.cluster_N.any()
-    assert not found.regret_N.any()
+    assert not points.costs(twins).regrets(np.zeros(4), found).any()
 
 
 @pytest.mark.parametrize("num_threads", [2, 5])
