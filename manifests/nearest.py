@@ -61,9 +61,11 @@ class _Pairs(NamedTuple):
 
     @classmethod
     def room_for(cls, number: int) -> "_Pairs":
+        """Return room for so many pairs."""
         return cls(np.empty(number, np.int64), np.empty(number, np.int64), np.empty(number), np.empty(number))
 
     def put(self, rows: slice | Indices | int, found: "tuple[Any, Any, Any, Any]") -> None:
+        """Write the pairs of some rows."""
         for column, values in zip(self, found, strict=True):
             column[rows] = values
 
@@ -232,6 +234,7 @@ class Siblings:
 
     def _distance(self, vectors_ND: Floats, centroid_N: Indices, dot_N: Doubles) -> Floats:
         def exact(row: int) -> float:
+            """Return the distance of one row by an exact sum."""
             return 1.0 - self._exact_dot(vectors_ND[row], centroid_N[row]) / float(self._lengths[centroid_N[row]])
 
         return _settled(1.0 - dot_N / self._lengths[centroid_N], self._bound(np.float64), exact)

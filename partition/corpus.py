@@ -89,11 +89,13 @@ def survey(
     lock = threading.Lock()
 
     def advance(num_bytes: int) -> None:
+        """Report progress, from any thread."""
         if progress:
             with lock:
                 progress(num_bytes)
 
     def scan(name: str) -> tuple[InputFile, list[Piece]]:
+        """Digest one file and cut it."""
         return _scan(root, name, footers.get(name), unit_bytes, advance)
 
     with ThreadPoolExecutor(num_threads) as executor:
@@ -128,6 +130,7 @@ def _local(path: str) -> str:
 
 def _walk(directory: str) -> Iterator[str]:
     def stop(error: OSError) -> None:
+        """Refuse what `os.walk` would leave out silently."""
         raise InputError(f"input directory {error.filename!r} cannot be listed ({error.strerror}): make it readable")
 
     for folder, subfolders, names in os.walk(directory, onerror=stop, followlinks=True):

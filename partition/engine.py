@@ -135,6 +135,7 @@ def _end_with_parent() -> None:
     assert parent is not None, "a worker has a parent"
 
     def watch() -> None:
+        """Wait until the command is gone."""
         multiprocessing.connection.wait([parent.sentinel])
         os._exit(1)
 

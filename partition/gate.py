@@ -24,7 +24,7 @@ from sklearn.metrics import adjusted_rand_score
 from lmsplit.manifests.findings import Finding
 from lmsplit.manifests.layout import domain_name
 from lmsplit.manifests.placement import Floats
-from lmsplit.partition.cluster import num_distinct, num_restarts
+from lmsplit.partition.cluster import num_distinct, num_restarts, point_numbers
 from lmsplit.partition.hierarchy import Fitted, PointsOf, fit_rule
 from lmsplit.partition.points import NumpyPoints
 
@@ -113,9 +113,7 @@ def _most_common_fraction(sources: pl.Series) -> float:
 
 def _coinciding(embeddings_ND: Floats, domain_N: npt.NDArray[np.int64], num_domains: int) -> list[float]:
     """Return the share of each domain's documents that lie on its most common point."""
-    rows = np.ascontiguousarray(embeddings_ND)
-    _, point_N = np.unique(rows.view(np.dtype((np.void, rows.dtype.itemsize * rows.shape[1]))), return_inverse=True)
-    counts = pl.DataFrame({"domain": domain_N, "point": point_N.ravel()}).group_by("domain", "point").len()
+    counts = pl.DataFrame({"domain": domain_N, "point": point_numbers(embeddings_ND)}).group_by("domain", "point").len()
     largest = dict(counts.group_by("domain").agg(pl.col("len").max()).iter_rows())
     sizes = np.bincount(domain_N, minlength=num_domains)
     return [largest.get(domain, 0) / max(int(sizes[domain]), 1) for domain in range(num_domains)]

@@ -97,6 +97,7 @@ def plan_shards(units: Iterable[pa.Table], num_domains: int, shard_bytes: int) -
     closed: list[npt.NDArray[np.int64]] = []
 
     def close(group: npt.NDArray[np.int64]) -> None:
+        """End the open shards of some (domain, split) pairs."""
         closed.append(np.stack([group, first_G[group], stop_G[group], documents_G[group], bytes_G[group]]))
         documents_G[group] = bytes_G[group] = 0
 

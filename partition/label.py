@@ -279,6 +279,7 @@ def _without_repeats(terms: list[_Term]) -> list[_Term]:
     by_key = {term.key: term for term in terms}
 
     def value(term: _Term) -> float:
+        """Return the weight of a term, or of a word that it usually stands for."""
         words = [by_key[word] for word in term.key.split() if word in by_key]
         usual = [word for word in words if term.num_documents >= _MIN_PAIR_FRACTION * word.num_documents]
         return max(other.weight for other in [term, *usual])

@@ -113,6 +113,7 @@ def split_lines(chunks: Iterable[bytes], max_bytes: int, offset: int = 0) -> Ite
     line = _Line(max_bytes)
 
     def finished() -> tuple[int, bytes | LongLine]:
+        """Return the line that just ended, without a byte order mark."""
         whole = line.take()
         if offset == 0 and isinstance(whole, bytes) and whole.startswith(_BOM):
             return len(_BOM), whole[len(_BOM) :]
@@ -185,6 +186,7 @@ def _reader_of(name: str | None, kind: pa.DataType, *, numbers: bool = False) ->
     temporal = pa.types.is_temporal(kind)
 
     def read(value: Any) -> Any:
+        """Return one value as the column has it."""
         if type(value) not in types:
             expected = " or ".join(accepted.__name__ for accepted in types)
             found = type(value).__name__

@@ -22,7 +22,7 @@ configuration
   ▼
   place     units        place      text → vector → domain, split, one piece a unit
   ▼
-  gather    shards       gather     pieces → data/<domain>/part-…
+  gather    bundles      gather     pieces → data/<domain>/part-…, neighbouring files together
   ▼
   ids       id ranges    ids        id → domain, part, row
   ▼
@@ -153,8 +153,9 @@ def suggest(configuration: Partition, plan: Plan) -> tuple[list[Assessment], Rec
     Raises:
         InputError: the input is bad past its limit, or the sample is too small.
     """
-    run = Run(str(local_path(configuration.output).absolute()), replace(plan, content=plan.content | SUGGESTS).run_id)
-    run.start(plan.content | SUGGESTS, plan.here)
+    plan = replace(plan, content=plan.content | SUGGESTS)
+    run = Run(str(local_path(configuration.output).absolute()), plan.run_id)
+    run.start(plan.content, plan.here)
     workers = configuration.executor.workers
     _encoded_sample(run, workers)
     run_stage(Suggest(run), workers)
@@ -167,7 +168,7 @@ def _encoded_sample(run: Run, workers: int) -> tuple[str, tuple[str, ...]]:
     run_stage(Settle(run, scan), workers)
     run_stage(Sample(run, scan), workers)
     pinned = pinned_encoder(run)
-    gpus = tuple(visible_gpus()) if pinned and pinned[0].get("device") == "cuda" else ()
+    gpus = visible_gpus() if pinned and pinned[0].get("device") == "cuda" else ()
     run_stage(Encode(run), workers, gpus)
     return scan, gpus
 

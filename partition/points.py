@@ -81,6 +81,7 @@ class NumpyPoints:
         halves_K = _half_squares(centroids_KD)
 
         def block(rows: slice) -> tuple[Indices, Floats]:
+            """Return the nearest centroids of some points."""
             costs_NK = self._product(rows, centroids_KD, halves_K)
             nearest = costs_NK.argmin(axis=1)
             return nearest, costs_NK[np.arange(len(nearest)), nearest]
@@ -121,6 +122,7 @@ class _NumpyCosts:
         prices = prices_K.astype(np.float32)
 
         def block(rows: slice) -> Cheapest:
+            """Return the cheapest clusters of some points."""
             costs_NK = self._costs[rows] + prices
             cluster = costs_NK.argmin(axis=1)
             return Cheapest(cluster, costs_NK[np.arange(len(cluster)), cluster])
@@ -132,6 +134,7 @@ class _NumpyCosts:
         prices = prices_K.astype(np.float32)
 
         def block(rows: slice) -> Floats:
+            """Return the regrets of some points."""
             costs_NK = self._costs[rows] + prices
             costs_NK[np.arange(len(costs_NK)), found.cluster_N[rows]] = np.inf
             return np.asarray(costs_NK.min(axis=1) - found.cost_N[rows])

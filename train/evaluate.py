@@ -52,6 +52,7 @@ def evaluate_texts(
     counts = [0, 0, 0]
 
     def windows() -> Iterator[list[int]]:
+        """Yield the token windows of all texts, and count them."""
         for texts in batches:
             for text, ids in zip(texts, encoder.encode(texts), strict=True):
                 counts[0] += 1

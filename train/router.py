@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from lmsplit.manifests.errors import ManifestError
 from lmsplit.manifests.placement import Encoder, Floats, PlacementRule, is_unit
@@ -42,7 +43,7 @@ class Route:
     reason: str | None
     """Why it fell back."""
     scores: dict[str, float]
-    """Product with the centroid minus price, 1 - cost, by domain; the highest is the placement (ties go to the first)."""
+    """By domain; the highest is the placement (ties go to the first): see `scores`."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the route as a JSON object."""
@@ -88,7 +89,6 @@ class Router:
             return Route(None, None, None, seed, True, reason, {})
         placed = self._rule.place(vector_D[None])
         domain = self._domains[int(placed.domain[0])]
-        scores_K = self._rule.centroids_KD.astype(np.float64) @ vector_D - self._rule.prices_K
         margin = float(placed.margin[0])
         own = f"{EXPERTS}/{domain.domain}"
         fault = self._fault(own)
@@ -99,7 +99,7 @@ class Router:
             expert=own if fault is None else self._fall_back(fault)[0],
             fallback=fault is not None,
             reason=None if fault is None else self._fall_back(fault)[1],
-            scores={each.domain: float(score) for each, score in zip(self._domains, scores_K, strict=True)},
+            scores=dict(zip((each.domain for each in self._domains), scores(self._rule, vector_D).tolist(), strict=True)),
         )
 
     def _fall_back(self, reason: str) -> tuple[str | None, str]:
@@ -120,3 +120,21 @@ class Router:
         if (found := weights_sha256(directory)) != record.weights_sha256:
             return f"{name} has weights with digest {found}, its record says {record.weights_sha256}"
         return None
+
+
+def scores(rule: PlacementRule, vector_D: Floats) -> npt.NDArray[np.float64]:
+    """Return (K,) how well a vector fits each domain; the highest is where the rule places it.
+
+    With flat domains that is the product with the centroid minus the price, 1 - cost. In a tree only the costs of siblings can be
+    compared, so a domain has the score of the one that the vector is placed on, minus all that its path costs more at each level
+    than the cheapest branch there.
+    """
+    scores_M = rule.centroids_MD.astype(np.float64) @ vector_D - rule.prices_M
+    parents = rule.tree.parent_M + 1
+    best_M = np.full(len(scores_M) + 1, -np.inf)
+    np.maximum.at(best_M, parents, scores_M)
+    behind_M = best_M[parents] - scores_M
+    for node, parent in enumerate(rule.tree.parent_M):  # breadth first: a parent's is complete before its children's
+        behind_M[node] += behind_M[parent] if parent >= 0 else 0.0
+    behind_K = behind_M[rule.leaf_nodes_K]
+    return np.asarray(scores_M[rule.leaf_nodes_K[behind_K.argmin()]] - behind_K)
