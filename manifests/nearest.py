@@ -125,7 +125,9 @@ class Siblings:
 
     def _only(self, vectors_ND: Floats) -> Placements:
         only, nothing = np.zeros(len(vectors_ND), np.int64), np.full(len(vectors_ND), np.nan, np.float32)
-        distance = self._distance(vectors_ND, only, np.matmul(vectors_ND.astype(np.float64), self._wide[0]))
+        with np.errstate(invalid="ignore"):  # raised by OpenBLAS, seldom, for vector lanes that it does not use
+            dot_N = np.matmul(vectors_ND.astype(np.float64), self._wide[0])
+        distance = self._distance(vectors_ND, only, dot_N)
         return Placements(only, distance, only - 1, nothing, nothing.copy())
 
     def _pairs(self, vectors_ND: Floats, space: Workspace) -> _Pairs:

@@ -103,7 +103,9 @@ class NumpyPoints:
         return _NumpyCosts(np.concatenate(list(blocks)), self)
 
     def _product(self, rows: slice, centroids_KD: Floats, halves_K: Floats) -> Floats:
-        product_NK: Floats = self._points[rows] @ centroids_KD.T
+        # OpenBLAS may raise the flag of an invalid value for lanes that it loads and does not use (seen once: k = 1, D = 5).
+        with np.errstate(invalid="ignore"):
+            product_NK: Floats = self._points[rows] @ centroids_KD.T
         return np.subtract(halves_K, product_NK, out=product_NK)
 
     def each_block(self, work: Callable[[slice], Any]) -> Iterator[Any]:
