@@ -19,7 +19,17 @@ def circumstances() -> dict[str, Any]:
     """Return date, commit, command, processor and library versions of this run."""
     from importlib.metadata import version
 
-    libraries = ("lmsplit", "numpy", "pyarrow", "faiss-cpu", "scikit-learn", "torch", "sentence-transformers")
+    libraries = (
+        "lmsplit",
+        "numpy",
+        "pyarrow",
+        "faiss-cpu",
+        "scikit-learn",
+        "torch",
+        "sentence-transformers",
+        "transformers",
+        "trl",
+    )
     return {
         "date": datetime.date.today().isoformat(),
         "commit": COMMIT,
