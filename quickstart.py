@@ -159,7 +159,7 @@ def expert_losses(experts: Path, domain: str) -> dict[str, Any]:
     record = json.loads((experts / "experts" / domain / "run.json").read_text())
     losses = record["losses"][domain]
     return {
-        "tokens": record["num_tokens"],
+        "tokens": record["domains"][domain]["num_tokens"],
         "seed": losses["before"]["nats_per_token"],
         "expert": losses["after"]["nats_per_token"],
     }

@@ -9,6 +9,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import typer
@@ -23,9 +24,10 @@ from lmsplit.manifests.verify import verify_manifest
 _ELSEWHERE: Final = {
     "partition": ("partition", "Cluster a corpus into domains and publish the manifest."),
     "publish": ("partition", "Publish a run whose stages are all done."),
-    "status": ("partition", "Show how far a run is."),
+    "status": ("partition", "Show how far a run is, of partitioning or of training."),
     "gc": ("partition", "Remove the work files of published runs."),
     "train": ("train", "Pretrain the seed, or continue it into one expert per domain."),
+    "trace": ("train", "Trace a run: steps, documents, checkpoints, and an audit of all it has seen."),
     "route": ("train", "Place a text and name its expert."),
 }
 """Commands of the other packages: name → (package and extra, one-line help)."""
@@ -103,7 +105,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     wanted = next((argument for argument in given if not argument.startswith("-")), None)
     try:
-        _application(wanted)(given, prog_name="lmsplit")
+        _application(wanted, _is_training(given))(given, prog_name="lmsplit")
     except LmsplitError as error:
         sys.stderr.write(f"lmsplit: {error}\n")
         sys.exit(error.exit_code)
@@ -113,7 +115,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.exit(1)
 
 
-def _application(wanted: str | None) -> typer.Typer:
+def _is_training(given: Sequence[str]) -> bool:
+    """Whether an argument is a directory that `lmsplit train` wrote: its runs have a status of their own."""
+    return any((Path(argument) / "config.yaml").is_file() and (Path(argument) / "placement").is_dir() for argument in given)
+
+
+def _application(wanted: str | None, training: bool) -> typer.Typer:
     """Build the commands; of the other packages', only the wanted one is imported."""
     app = typer.Typer(
         help="Split a corpus into semantic domains, audit the result, and train one expert per domain.",
@@ -126,6 +133,7 @@ def _application(wanted: str | None) -> typer.Typer:
     for command in (show, verify):
         app.command()(command)
     for name, (package, help_line) in _ELSEWHERE.items():
+        package = "train" if name == "status" and training else package
         app.command(name, help=help_line)(_imported(package, name) if name == wanted else _not_imported)
     return app
 

@@ -43,9 +43,30 @@ def test_readme_configuration_loads(block):
     model.model_validate(values)
 
 
+@pytest.fixture(scope="module")
+def experts_path(tmp_path_factory):
+    """The parts of a training output that the README's Python opens: a seed of a few weights, and its tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from lmsplit.train.tokenizer import train_tokenizer
+
+    path = tmp_path_factory.mktemp("trained") / "experts"
+    tokenizer = train_tokenizer([[README]], 400)
+    tokenizer.save_pretrained(path / "tokenizer")
+    ends = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **sizes, **ends)).save_pretrained(path / "seed")
+    return path
+
+
 @pytest.mark.parametrize("block", blocks("python"))
-def test_readme_python_runs(block, manifest_path, tmp_path):
+def test_readme_python_runs(block, manifest_path, experts_path, tmp_path):
     (tmp_path / "manifest").symlink_to(manifest_path)
+    (tmp_path / "experts").symlink_to(experts_path)
     environment = {"PATH": "", "HF_HOME": str(tmp_path / "hf"), "HF_HUB_OFFLINE": "1", "HOME": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", block], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False

@@ -4,7 +4,9 @@
 <output>/config.yaml                    the resolved configuration
 <output>/tokenizer/                     trained on the manifest, or a copy of the given one
 <output>/packed/<digest>/               one packed split: see `pack`
-<output>/seed/  experts/d00000/         models: weights, tokenizer, README.md, run.json
+<output>/seed/  experts/d00000/         models: weights, tokenizer, README.md, run.json, lineage.json, order.parquet
+<output>/merged/                        the average of the experts, where it was asked for
+<output>/logs/                          what each run said, where runs have processes of their own
 <output>/placement/                     what a router needs of the manifest
 ```
 
@@ -12,7 +14,6 @@ Each run has a digest of all that determines its model, so that a run that was d
 otherwise is never taken for it. This does *not* train: see `phase` and `experts`.
 """
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,15 +22,16 @@ from typing import Any, Literal
 import yaml
 from transformers import PreTrainedTokenizerBase
 
-from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.manifests.errors import ConfigurationError, ManifestError
 from lmsplit.manifests.reader import Domain, Manifest
-from lmsplit.train.config import TrainedTokenizer, Training
+from lmsplit.train.config import Expert, SeedModel, TrainedTokenizer, Training, Where
 from lmsplit.train.directory import whole_directory, write_whole
 from lmsplit.train.layout import EXPERTS, PLACEMENT, SEED, placement_manifest
 from lmsplit.train.models import describe_model, has_given_weights, preset_of
-from lmsplit.train.pack import Packed, pack_split
+from lmsplit.train.pack import Packed, Packing, pack_split
 from lmsplit.train.presets import Preset
-from lmsplit.train.sft import content_fields, max_length, phase_config
+from lmsplit.train.record import content_digest
+from lmsplit.train.sft import content_fields, packing, phase_config
 from lmsplit.train.tokenizer import (
     TRAINING_BYTES_PER_TOKEN,
     DocumentEncoder,
@@ -37,6 +39,7 @@ from lmsplit.train.tokenizer import (
     train_tokenizer,
     training_texts,
 )
+from lmsplit.train.trainer import DomainConfig
 
 _TOKENIZER_RECORD = "lmsplit.json"
 
@@ -52,6 +55,10 @@ class Run:
     tokens: int
     """Tokens to train on in this run."""
     learning_rate: float
+    fields: dict[str, Any]
+    """Fields of TRL's SFTConfig that the configuration sets for it."""
+    where: Where | None
+    """The row filter."""
     content: dict[str, Any]
     """All that determines the model."""
 
@@ -63,17 +70,16 @@ class Run:
     @property
     def digest(self) -> str:
         """SHA-256 of `content`."""
-        return hashlib.sha256(json.dumps(self.content, sort_keys=True).encode()).hexdigest()
+        return content_digest(self.content)
 
 
 class Campaign:
     """Everything that the runs of one configuration share. Make it with `Campaign.open`."""
 
-    def __init__(self, configuration: Training, manifest: Manifest, encoder: DocumentEncoder, sft: dict[str, Any]) -> None:
+    def __init__(self, configuration: Training, manifest: Manifest, encoder: DocumentEncoder) -> None:
         self.configuration = configuration
         self.manifest = manifest
         self.encoder = encoder
-        self.sft = sft
         self.output = Path(configuration.output)
 
     @classmethod
@@ -81,15 +87,15 @@ class Campaign:
         """Open the manifest and the tokenizer; train the tokenizer where there is none yet.
 
         Raises:
-            ConfigurationError: a field of `sft`, the model or the tokenizer cannot be used, or the output
+            ConfigurationError: a field of `sft`, the model, a domain's name or the tokenizer cannot be used, or the output
                 belongs to another manifest or tokenizer.
             ManifestError: the manifest cannot be read.
         """
-        preset = preset_of(configuration.model)
-        trial = phase_config(configuration.sft, preset, preset.seed_learning_rate, configuration.seed, configuration.output)
+        for phase in (configuration.seed_model, configuration.expert):
+            _phase_config(configuration, phase)
         manifest = Manifest.open(configuration.manifest)
-        encoder = DocumentEncoder(_tokenizer(configuration, manifest))
-        campaign = cls(configuration, manifest, encoder, content_fields(configuration.sft, trial, preset))
+        _check_names(configuration, manifest)
+        campaign = cls(configuration, manifest, DocumentEncoder(_tokenizer(configuration, manifest)))
         if not (campaign.output / PLACEMENT).exists():
             with whole_directory(campaign.output / PLACEMENT) as partial:
                 manifest.copy_placement(partial)
@@ -111,22 +117,21 @@ class Campaign:
         return preset_of(self.configuration.model)
 
     @property
-    def max_length(self) -> int:
-        """Tokens in a packed row."""
-        return max_length(self.configuration.sft, self.preset)
+    def packing(self) -> Packing:
+        """How documents are packed."""
+        return packing(self.configuration.sft, self.preset)
 
-    def packed(self, domain: Domain) -> Packed:
+    def packed(self, domain: Domain, where: Where | None) -> Packed:
         """Return the packed training documents of a domain; packs them where that was not done yet."""
         cache = self.output / "packed"
-        return pack_split(self.manifest, self.encoder, self.max_length, domain.domain, "train", cache)
+        return pack_split(self.manifest, self.encoder, self.packing, domain.domain, "train", cache, where)
 
     def seed_run(self) -> Run:
         """Return the seed's run."""
         phase = self.configuration.seed_model
         rate = phase.learning_rate or self.preset.seed_learning_rate
-        content = self._content(SEED, phase.tokens, rate)
-        content["model"] = describe_model(self.configuration.model)
-        return Run("seed", None, self.output / SEED, phase.tokens, rate, content)
+        content = {"model": describe_model(self.configuration.model), "mixture": phase.mixture}
+        return self._run("seed", None, phase, phase.tokens, rate, content)
 
     def expert_run(self, domain: Domain, seed_weights_sha256: str) -> Run:
         """Return the run of one domain's expert.
@@ -137,20 +142,58 @@ class Campaign:
         """
         phase = self.configuration.expert
         rate = phase.learning_rate or self.preset.expert_learning_rate
-        content = self._content("expert", phase.tokens, rate)
-        content |= {"domain": domain.domain, "seed_weights": seed_weights_sha256}
-        return Run("expert", domain, self.output / EXPERTS / domain.domain, phase.tokens, rate, content)
+        content: dict[str, Any] = {"domain": domain.domain, "seed_weights": seed_weights_sha256}
+        content |= {"replay": phase.replay, "optimizer_state": phase.optimizer_state}
+        tokens = phase.domain_tokens.get(domain.domain, phase.tokens)
+        return self._run("expert", domain, phase, tokens, rate, content)
 
-    def _content(self, kind: str, tokens: int, learning_rate: float) -> dict[str, Any]:
-        return {
+    def _run(
+        self,
+        kind: Literal["seed", "expert"],
+        domain: Domain | None,
+        phase: SeedModel | Expert,
+        tokens: int,
+        learning_rate: float,
+        content: dict[str, Any],
+    ) -> Run:
+        config, where = _phase_config(self.configuration, phase), phase.where or self.configuration.where
+        fields = self.configuration.sft | phase.sft
+        shared = {
             "kind": kind,
             "manifest": self.manifest.digest,
             "tokenizer": self.encoder.digest,
             "tokens": tokens,
             "learning_rate": learning_rate,
-            "sft": self.sft,
+            "max_repetitions": phase.max_repetitions,
+            "where": where,
+            "sft": content_fields(fields, config, self.preset),
             "seed": self.configuration.seed,
+            "attention": self.configuration.attention,
+            "processes": self.configuration.executor.processes,
         }
+        directory = self.output / EXPERTS / domain.domain if domain else self.output / SEED
+        return Run(kind, domain, directory, tokens, learning_rate, fields, where, shared | content)
+
+
+def _phase_config(configuration: Training, phase: SeedModel | Expert) -> DomainConfig:
+    """Check a phase's fields of SFTConfig, and return what becomes of them."""
+    if elsewhere := sorted({"max_length", "packing_strategy"} & set(phase.sft)):
+        raise ConfigurationError(f"{elsewhere[0]} is the same for both phases: set sft.{elsewhere[0]}")
+    preset = preset_of(configuration.model)
+    return phase_config(
+        configuration.sft | phase.sft, preset, preset.seed_learning_rate, configuration.seed, configuration.output
+    )
+
+
+def _check_names(configuration: Training, manifest: Manifest) -> None:
+    mixture = configuration.seed_model.mixture
+    named = [("expert.domain_tokens", name) for name in configuration.expert.domain_tokens]
+    named += [] if isinstance(mixture, str) else [("seed_model.mixture", name) for name in mixture]
+    for key, name in named:
+        try:
+            manifest.domain(name)
+        except ManifestError as error:
+            raise ConfigurationError(f"{key}: {error}") from error
 
 
 def _tokenizer(configuration: Training, manifest: Manifest) -> PreTrainedTokenizerBase:

@@ -20,7 +20,8 @@ def render_card(record: RunRecord, domains: Sequence[Domain]) -> str:
         domains: the manifest's domains.
     """
     about = next((domain for domain in domains if domain.domain == record.domain), None)
-    title = f"Expert {record.domain}: {_plain(about.label)}" if about else f"Seed model of {len(domains)} domains"
+    whole = "Average of the experts" if record.kind == "merged" else "Seed model"
+    title = f"Expert {record.domain}: {_plain(about.label)}" if about else f"{whole} of {len(domains)} domains"
     lines = [
         "---",
         "library_name: transformers",
@@ -30,7 +31,7 @@ def render_card(record: RunRecord, domains: Sequence[Domain]) -> str:
         "",
         f"# {title}",
         "",
-        _origin(about),
+        _origin(record, about),
         "",
         *_facts(record, about),
         "",
@@ -45,7 +46,9 @@ def render_card(record: RunRecord, domains: Sequence[Domain]) -> str:
     return "\n".join(lines)
 
 
-def _origin(about: Domain | None) -> str:
+def _origin(record: RunRecord, about: Domain | None) -> str:
+    if record.kind == "merged":
+        return "The mean of the weights of every domain's expert, which were continued from one seed; a baseline."
     if about is None:
         return "Pretrained on the training documents of every domain; each expert is continued from it."
     return f"A copy of the seed model, continued on the domain's {about.splits['train']:,} training documents."
@@ -58,7 +61,8 @@ def _facts(record: RunRecord, about: Domain | None) -> list[str]:
         "of these without embeddings": f"{record.num_parameters_non_embedding:,}",
         "tokens, seed": f"{record.pretraining_tokens:,}",
         "steps": f"{record.num_steps:,} of {record.batch_rows} rows of {record.max_length} tokens",
-        "passes over the documents": f"{record.num_epochs:.2f}",
+        "passes over the documents": _passes(record),
+        "only documents with": _filter(record),
         "training compute of this run": f"{record.flops:.3g} FLOP",
         "configuration": f"`{record.configuration_digest}`",
     }
@@ -72,6 +76,18 @@ def _facts(record: RunRecord, about: Domain | None) -> list[str]:
             "seed": f"`{record.seed_weights_sha256}`",
         }
     return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items())]
+
+
+def _passes(record: RunRecord) -> str:
+    if record.domain is not None and (own := record.domains.get(record.domain)) is not None:
+        return f"{own.repetitions:.2f}"
+    passes = [each.repetitions for each in record.domains.values()]
+    return f"{min(passes):.2f} to {max(passes):.2f}, by domain" if passes else ""
+
+
+def _filter(record: RunRecord) -> str:
+    allowed = (f"{column} {' or '.join(map(str, values))}" for column, values in (record.where or {}).items())
+    return _plain("; ".join(allowed)) or "no filter"
 
 
 def _losses(record: RunRecord, domains: Sequence[Domain]) -> list[str]:

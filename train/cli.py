@@ -1,4 +1,4 @@
-"""The commands `lmsplit train` and `lmsplit route`; `lmsplit.manifests.cli` registers them.
+"""The commands `lmsplit train`, `status`, `trace` and `route`; `lmsplit.manifests.cli` registers them.
 
 Importing this costs nothing heavy: torch and TRL are imported once a configuration has been read. Results go
 to standard output, progress and logs to standard error.
@@ -7,8 +7,9 @@ to standard output, progress and logs to standard error.
 import importlib
 import logging
 import sys
+from pathlib import Path
 from types import ModuleType
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -22,6 +23,8 @@ from lmsplit.manifests.reader import Domain
 from lmsplit.train.config import Training
 from lmsplit.train.record import Loss, RunRecord
 from lmsplit.train.router import Route, Router
+from lmsplit.train.status import run_rows
+from lmsplit.train.trace_cli import trace as trace
 
 
 def train(
@@ -29,29 +32,62 @@ def train(
     seed_model: Annotated[bool, typer.Option("--seed-model", help="pretrain the seed on all domains")] = False,
     domain: Annotated[str | None, typer.Option(help="continue the seed on this domain, such as d00000")] = None,
     everything: Annotated[bool, typer.Option("--all", help="the seed where it is missing, then every expert")] = False,
+    merge: Annotated[bool, typer.Option("--merge", help="average the experts, as a baseline")] = False,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="a.b=c: override a key; may be repeated")] = None,
 ) -> None:
-    """Pretrain the seed, or continue it into one expert per domain."""
-    if seed_model + (domain is not None) + everything != 1:
-        raise ConfigurationError("lmsplit train needs exactly one of --seed-model, --domain D and --all")
+    """Pretrain the seed, continue it into one expert per domain, or average the experts."""
+    if seed_model + (domain is not None) + everything + merge != 1:
+        raise ConfigurationError("lmsplit train needs exactly one of --seed-model, --domain D, --all and --merge")
     configuration = load(Training, config, overrides or [])
-    experts, campaigns = _engine("experts"), _engine("campaign")
+    experts, campaigns, processes = _engine("experts"), _engine("campaign"), _engine("processes")
     _quiet_libraries()
-    campaign = campaigns.Campaign.open(configuration)
+    with processes.main_first():
+        campaign = campaigns.Campaign.open(configuration)
     domains: tuple[Domain, ...] = campaign.manifest.domains
-    if seed_model:
-        _show(domains, experts.train_seed(campaign), {}, {})
-    elif domain is not None:
+    if everything:
+        _train_all(domains, *experts.train_all(campaign))
+        return
+    if domain is not None:
         chosen = experts.find_domain(campaign, domain)
         seed = experts.seed_record(campaign)
-        _show([chosen], seed, {domain: experts.train_expert(campaign, chosen, seed)}, {})
+        record = experts.train_expert(campaign, chosen, seed)
+        domains = (chosen,)
     else:
-        seed, outcomes = experts.train_all(campaign)
-        failed = {outcome.domain.domain: outcome.error for outcome in outcomes if outcome.record is None}
-        done = {outcome.domain.domain: outcome.record for outcome in outcomes if outcome.record is not None}
-        _show(domains, seed, done, failed)
-        if failed:
-            raise typer.Exit(1)
+        record = experts.train_seed(campaign) if seed_model else _engine("merge").merge_experts(campaign)
+        seed = record if seed_model else experts.seed_record(campaign)
+    if record is not None:  # another process than the main one has none
+        _show(domains, seed, {} if seed_model else {each.domain: record for each in domains}, {}, "merged" if merge else "expert")
+
+
+def _train_all(domains: tuple[Domain, ...], seed: RunRecord, outcomes: list[Any]) -> None:
+    failed = {outcome.domain.domain: outcome.error for outcome in outcomes if outcome.record is None}
+    done = {outcome.domain.domain: outcome.record for outcome in outcomes if outcome.record is not None}
+    _show(domains, seed, done, failed)
+    if failed:
+        raise typer.Exit(1)
+
+
+def status(
+    experts: Annotated[str, typer.Argument(metavar="EXPERTS", help="the output directory of lmsplit train")],
+    as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")] = False,
+) -> None:
+    """Show how far every run is, from another terminal too."""
+    rows = run_rows(Path(experts))
+    if as_json:
+        print_json({"runs": rows})
+        return
+    table = Table(pad_edge=False)
+    for name in ("run", "state"):
+        table.add_column(name, no_wrap=True)
+    for name in ("steps", "loss", "tokens/s", "seconds left"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        steps = "" if row["steps"] is None else f"{row['step']:,} of {row['steps']:,}"
+        numbers = [("loss", ".3f"), ("tokens_per_s", ",.0f"), ("remaining_s", ",.0f")]
+        table.add_row(
+            row["run"], row["state"], steps, *("" if row[key] is None else format(row[key], kind) for key, kind in numbers)
+        )
+    _console().print(table)
 
 
 def route(
@@ -98,12 +134,13 @@ def _show(
     seed: RunRecord,
     experts: dict[str, RunRecord],
     failed: dict[str, str | None],
+    kind: str = "expert",
 ) -> None:
     table = Table(title=f"held-out loss, nats per token; {seed.num_parameters:,} parameters", pad_edge=False)
     table.add_column("domain", no_wrap=True)
     for name in ("label", "keywords"):
         table.add_column(name)
-    for name in ("documents", "tokens", "seed loss", "expert loss"):
+    for name in ("documents", "tokens", "seed loss", f"{kind} loss"):
         table.add_column(name, justify="right", no_wrap=True)
     for domain in domains:
         record = experts.get(domain.domain)
@@ -112,7 +149,7 @@ def _show(
             Text(domain.label),
             Text(", ".join(domain.keywords[:4])),
             f"{domain.splits['train']:,}",
-            f"{record.num_tokens:,}" if record else "",
+            _tokens(record, domain.domain),
             _number(seed.loss(domain.domain)),
             Text("failed", "red") if domain.domain in failed else _number(record.loss(domain.domain) if record else None),
         )
@@ -120,6 +157,11 @@ def _show(
     console.print(table)
     for name, error in failed.items():
         console.print(f"{name} failed: {error}", markup=False, style="red")
+
+
+def _tokens(record: RunRecord | None, domain: str) -> str:
+    own = record.domains.get(domain) if record else None
+    return f"{own.num_tokens:,}" if own else ""
 
 
 def _console() -> Console:

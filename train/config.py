@@ -14,6 +14,8 @@ from pydantic import Field, model_validator
 from lmsplit.manifests.configuration import Strict
 
 Tokens = Annotated[int, Field(gt=0)]
+Where = dict[str, Annotated[list[str | int | float | bool], Field(min_length=1)]]
+"""A row filter: column → the values that are let in, such as `{license: [MIT, CC0]}`."""
 LearningRate = Annotated[float, Field(gt=0, lt=1)]
 
 
@@ -53,37 +55,65 @@ class TrainedTokenizer(_Section):
     """Number of tokens, the special ones included; null: the preset's."""
 
 
-class SeedModel(_Section):
-    """The model pretrained on the mixture of all domains."""
-
-    later: ClassVar[frozenset[str]] = frozenset({"mixture", "where", "replay", "max_repetitions"})
+class _Phase(_Section):
+    """What the seed's and the experts' training have in common."""
 
     tokens: Tokens
-    """D: tokens to train on; the last row may pass it. More than the corpus has means repetition."""
+    """Tokens to train on, for each model; the last step may pass it. More than there are means repetition."""
     learning_rate: LearningRate | None = None
     """Peak learning rate; null: the preset's."""
+    where: Where | None = None
+    """Train only on documents with these values in these columns; null: the configuration's `where`."""
+    max_repetitions: Annotated[float, Field(gt=0)] | None = None
+    """How often a domain's tokens are trained on at most; the budget is cut where it would be more. null: no bound."""
+    sft: dict[str, Any] = Field(default_factory=dict)
+    """Fields of TRL's SFTConfig for this phase alone, over those of `sft`: a schedule of its own, for example."""
 
 
-class Expert(_Section):
+class SeedModel(_Phase):
+    """The model pretrained on the mixture of all domains."""
+
+    later: ClassVar[frozenset[str]] = frozenset({"replay"})
+
+    mixture: Literal["natural", "uniform"] | dict[str, Annotated[float, Field(ge=0)]] = "natural"
+    """Share of the tokens by domain: as they are, all alike, or given as weights, of which only the ratios matter. A domain
+    that is not named has none.
+    """
+
+
+class Expert(_Phase):
     """One continued copy of the seed for each domain."""
 
-    later: ClassVar[frozenset[str]] = frozenset(
-        {"interference", "replay", "where", "mixture", "max_repetitions", "optimizer_state"}
-    )
+    later: ClassVar[frozenset[str]] = frozenset({"interference", "mixture"})
 
-    tokens: Tokens
-    """D': tokens to train each expert on, in its own domain; more than the domain has means repetition."""
-    learning_rate: LearningRate | None = None
-    """Peak learning rate of the continued phase; null: the preset's."""
+    domain_tokens: dict[str, Tokens] = Field(default_factory=dict)
+    """Tokens for single domains, instead of `tokens`."""
+    replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Share of the tokens that comes from the other domains, in their natural ratios."""
+    optimizer_state: Literal["fresh", "kept"] = "fresh"
+    """Whether an expert starts with an empty optimizer, or with the one that the seed ended with."""
+
+
+class Evaluation(_Section):
+    """When the held-out loss on every domain is measured, besides before and after each run."""
+
+    every_steps: Annotated[int, Field(gt=0)] | None = None
+    """Measure after each so many steps; null: not in between."""
+    documents: Annotated[int, Field(gt=0)] | None = 200
+    """Held-out documents of a domain, evenly chosen; null: all of them."""
 
 
 class Executor(_Section):
-    """Where the experts are trained."""
+    """Where the models are trained."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"workers", "partition", "time", "gpus"})
+    later: ClassVar[frozenset[str]] = frozenset({"partition", "time", "gpus"})
 
     kind: Literal["local"] = "local"
-    """One after the other in this process; Slurm and Ray come with a later release."""
+    """On this machine; Slurm and Ray come with a later release."""
+    workers: Annotated[int, Field(ge=1)] = 1
+    """Experts at a time."""
+    processes: Annotated[int, Field(ge=1)] = 1
+    """Processes that train one model together, one GPU each where there are GPUs; a run with another number is refused."""
 
     @model_validator(mode="before")
     @classmethod
@@ -96,7 +126,7 @@ class Executor(_Section):
 class Training(_Section):
     """A whole training configuration."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"where", "mixture", "merge", "since", "trackers"})
+    later: ClassVar[frozenset[str]] = frozenset({"mixture", "since", "trackers"})
 
     manifest: Annotated[str, Field(min_length=1)]
     """The manifest's directory, or `<directory>@<number>` for an older commit."""
@@ -111,9 +141,19 @@ class Training(_Section):
     """The phase on the mixture."""
     expert: Expert
     """The phase on one domain."""
+    where: Where | None = None
+    """Train only on documents with these values in these columns, in both phases; null: on all."""
     sft: dict[str, Any] = Field(default_factory=dict)
-    """Any field of TRL's SFTConfig, for both phases, except those that the keys above decide."""
+    """Any field of TRL's SFTConfig, for both phases, except those that the other keys decide."""
+    evaluation: Evaluation = Evaluation()
+    """When the held-out loss is measured, and on how much."""
+    energy: bool = False
+    """Measure the energy of each run with codecarbon, which sends nothing anywhere."""
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2", "flash_attention_3"] = "auto"
+    """How attention is computed in training, always within documents; auto: flash_attention_2 on a GPU where the package
+    flash-attn is installed, else sdpa.
+    """
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     """Of the weights and of the order of rows."""
     executor: Executor = Executor()
-    """Where the experts are trained."""
+    """Where the models are trained."""

@@ -17,9 +17,9 @@ from torch.nn import functional
 from transformers import PreTrainedModel
 
 from lmsplit.manifests.reader import Manifest
+from lmsplit.train.batches import IGNORED
 from lmsplit.train.loss import HeldOutLoss
 from lmsplit.train.tokenizer import DocumentEncoder
-from lmsplit.train.trainer import IGNORED
 
 _LOGITS: Final = 1 << 26
 _BUFFERED_WINDOWS: Final = 1024

@@ -1,24 +1,28 @@
-"""The seed, and one expert per domain: what `lmsplit train` runs.
+"""The seed, one expert per domain, and their average: what `lmsplit train` runs.
 
-Everything runs in this process, one after the other. What is done under the same configuration is skipped; a
-failing expert does not stop the others, and is named at the end. An expert starts from the seed's weights
-with a fresh optimizer and a learning-rate schedule of its own. A domain with fewer tokens than its budget is
-repeated, and the record says how often.
+What is done under the same configuration is skipped, what was cut off goes on. `train_all` trains the seed where it is
+missing, then the experts, the longest first, one after the other in this process or several at a time in processes of their
+own (see `workers`); one that fails does not stop the others, and is named at the end.
 
-This does *not* spread work over machines.
+An expert starts from the seed's weights, with a fresh optimizer or the seed's, and a learning-rate schedule of its own. This
+does *not* spread work over machines.
 """
 
 import gc
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError, ManifestError
 from lmsplit.manifests.reader import Domain
-from lmsplit.train.campaign import Campaign
-from lmsplit.train.evaluate import evaluate_domain
-from lmsplit.train.models import build_model, has_given_weights, load_model
-from lmsplit.train.phase import Start, finished_record, known_losses, run_phase
-from lmsplit.train.record import Loss, RunRecord
+from lmsplit.train.campaign import Campaign, Run
+from lmsplit.train.heldout import HeldOut
+from lmsplit.train.models import attention_kind, build_model, has_given_weights, load_model
+from lmsplit.train.pack import Packed
+from lmsplit.train.phase import Share, Start, finished_record, run_phase
+from lmsplit.train.processes import is_launched, is_main, main_first, num_processes
+from lmsplit.train.record import Loss, RunRecord, read_record
+from lmsplit.train.workers import Workers
 
 logger = logging.getLogger(__name__)
 
@@ -34,8 +38,11 @@ class Outcome:
     """Why it failed; None where it did not."""
 
 
-def train_seed(campaign: Campaign) -> RunRecord:
+def train_seed(campaign: Campaign) -> RunRecord | None:
     """Train the seed on the mixture of all domains, or return its record where that was done before.
+
+    Returns:
+        The record; None in every process but the main one.
 
     Raises:
         LmsplitError: see `phase.run_phase` and `phase.finished_record`.
@@ -43,15 +50,20 @@ def train_seed(campaign: Campaign) -> RunRecord:
     run = campaign.seed_run()
     if (record := finished_record(run)) is not None:
         logger.info("%s is done already", run.directory)
-        return record
+        return record if is_main() else None
+    with main_first():
+        shares = _mixture(campaign, run)
+    if _needs_launcher(campaign):
+        Workers(campaign).train(["--seed-model"], run.name)
+        return read_record(run.directory)
     configuration = campaign.configuration
-    model = build_model(configuration.model, campaign.encoder.tokenizer, configuration.seed)
-    packs = [campaign.packed(domain) for domain in campaign.manifest.domains if domain.splits["train"]]
-    before: dict[str, Loss | None] = dict.fromkeys(domain.domain for domain in campaign.manifest.domains)
+    losses = None
     if has_given_weights(configuration.model):
-        for domain in before:
-            before[domain] = Loss.of(evaluate_domain(model, campaign.encoder, campaign.manifest, domain, campaign.max_length))
-    return run_phase(campaign, run, Start(model, 0, None, before), packs)
+        given = build_model(configuration.model, campaign.encoder.tokenizer, configuration.seed)
+        losses = {name: Loss.of(loss) for name, loss in HeldOut.of(campaign).measure(given).items()}
+    attention = attention_kind(configuration.attention)
+    model = build_model(configuration.model, campaign.encoder.tokenizer, configuration.seed, attention)
+    return run_phase(campaign, run, Start(model, 0, None, losses, None), shares)
 
 
 def seed_record(campaign: Campaign) -> RunRecord:
@@ -66,7 +78,7 @@ def seed_record(campaign: Campaign) -> RunRecord:
     return record
 
 
-def train_expert(campaign: Campaign, domain: Domain, seed: RunRecord) -> RunRecord:
+def train_expert(campaign: Campaign, domain: Domain, seed: RunRecord) -> RunRecord | None:
     """Continue a copy of the seed on one domain, or return its record where that was done before.
 
     Args:
@@ -74,16 +86,29 @@ def train_expert(campaign: Campaign, domain: Domain, seed: RunRecord) -> RunReco
         domain: the domain.
         seed: the seed's record.
 
+    Returns:
+        The record; None in every process but the main one.
+
     Raises:
         LmsplitError: see `phase.run_phase` and `phase.finished_record`.
     """
     run = campaign.expert_run(domain, seed.weights_sha256)
     if (record := finished_record(run)) is not None:
         logger.info("%s is done already", run.directory)
-        return record
-    model = load_model(campaign.seed_run().directory)
-    start = Start(model, seed.pretraining_tokens, seed.weights_sha256, known_losses(seed, [domain]))
-    return run_phase(campaign, run, start, [campaign.packed(domain)])
+        return record if is_main() else None
+    with main_first():
+        shares = _domain_and_replay(campaign, run, domain)
+    if _needs_launcher(campaign):
+        Workers(campaign).train(["--domain", domain.domain], run.name)
+        return read_record(run.directory)
+    directory = campaign.seed_run().directory
+    heldout = HeldOut.of(campaign)
+    losses = {name: each.after for name, each in seed.losses.items()}
+    if heldout.num_documents() != {name: each.num_documents for name, each in seed.losses.items()}:
+        losses = {name: Loss.of(loss) for name, loss in heldout.measure(load_model(directory)).items()}
+    model = load_model(directory, attention_kind(campaign.configuration.attention))
+    kept = directory if campaign.configuration.expert.optimizer_state == "kept" else None
+    return run_phase(campaign, run, Start(model, seed.pretraining_tokens, seed.weights_sha256, losses, kept), shares)
 
 
 def train_all(campaign: Campaign) -> tuple[RunRecord, list[Outcome]]:
@@ -93,10 +118,26 @@ def train_all(campaign: Campaign) -> tuple[RunRecord, list[Outcome]]:
         The seed's record, and the outcome of each domain in their order.
 
     Raises:
+        ConfigurationError: a launcher started this in several processes.
         LmsplitError: the seed cannot be trained.
     """
+    if num_processes() > 1:
+        raise ConfigurationError("--all starts processes itself: set executor.processes, and run it without a launcher")
     seed = train_seed(campaign)
-    return seed, [_attempt(campaign, domain, seed) for domain in campaign.manifest.domains]
+    assert seed is not None, "there is one process"
+    phase = campaign.configuration.expert
+    tokens = {each.domain: phase.domain_tokens.get(each.domain, phase.tokens) for each in campaign.manifest.domains}
+    longest_first = sorted(campaign.manifest.domains, key=lambda domain: -tokens[domain.domain])
+    if campaign.configuration.executor.workers == 1:
+        outcomes = [_attempt(campaign, domain, seed) for domain in longest_first]
+    else:
+        outcomes = _attempt_elsewhere(campaign, longest_first, seed)
+    by_name = {outcome.domain.domain: outcome for outcome in outcomes}
+    return seed, [by_name[domain.domain] for domain in campaign.manifest.domains]
+
+
+def _needs_launcher(campaign: Campaign) -> bool:
+    return campaign.configuration.executor.processes > 1 and not is_launched()
 
 
 def _attempt(campaign: Campaign, domain: Domain, seed: RunRecord) -> Outcome:
@@ -109,6 +150,50 @@ def _attempt(campaign: Campaign, domain: Domain, seed: RunRecord) -> Outcome:
         return Outcome(domain, None, f"{type(error).__name__}: {error}")
     finally:
         gc.collect()  # a trainer is full of cycles: its model would stay in memory beside the next one
+
+
+def _attempt_elsewhere(campaign: Campaign, domains: Sequence[Domain], seed: RunRecord) -> list[Outcome]:
+    """Train several experts at a time; a killed process takes no other one with it."""
+    runs = {domain.domain: campaign.expert_run(domain, seed.weights_sha256) for domain in domains}
+    for domain in domains:  # packed before, or several processes would pack what they replay at once
+        _domain_and_replay(campaign, runs[domain.domain], domain)
+    campaign.write_configuration()
+    errors = Workers(campaign).train_each([name for name, run in runs.items() if not run.directory.exists()])
+
+    def outcome(domain: Domain) -> Outcome:
+        """Return what the run left, or why it left nothing."""
+        error = errors.get(domain.domain)
+        try:
+            record = finished_record(runs[domain.domain]) if error is None else None
+        except LmsplitError as refused:
+            return Outcome(domain, None, str(refused))
+        return Outcome(domain, record, error)
+
+    return [outcome(domain) for domain in domains]
+
+
+def _mixture(campaign: Campaign, run: Run) -> list[Share]:
+    mixture = campaign.configuration.seed_model.mixture
+    shares = []
+    for domain in campaign.manifest.domains:
+        weight = 1.0 if isinstance(mixture, str) else mixture.get(domain.domain, 0.0)
+        if not weight:
+            continue
+        packed = campaign.packed(domain, run.where)
+        if not packed.num_rows:
+            logger.warning("%s has no training documents for the seed", domain.domain)
+        shares.append(Share(packed, float(packed.num_tokens) if mixture == "natural" else weight))
+    return shares
+
+
+def _domain_and_replay(campaign: Campaign, run: Run, domain: Domain) -> list[Share]:
+    replay = campaign.configuration.expert.replay
+    shares = [Share(campaign.packed(domain, run.where), 1 - replay)]
+    if replay:
+        others: list[Packed] = [campaign.packed(other, run.where) for other in campaign.manifest.domains if other != domain]
+        total = sum(packed.num_tokens for packed in others) or 1
+        shares += [Share(packed, replay * packed.num_tokens / total) for packed in others]
+    return shares
 
 
 def find_domain(campaign: Campaign, name: str) -> Domain:

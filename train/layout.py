@@ -12,6 +12,9 @@ from lmsplit.manifests.reader import placement_origin
 SEED: Final = "seed"
 EXPERTS: Final = "experts"
 PLACEMENT: Final = "placement"
+MERGED: Final = "merged"
+PROGRESS: Final = "progress.json"
+"""In a run's unfinished directory: its newest line of progress."""
 
 
 def placement_manifest(output: Path) -> str:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase, set_seed
+from transformers.utils import is_flash_attn_2_available
 
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.store import file_sha256
@@ -49,35 +50,47 @@ def describe_model(model: str | InlineModel) -> dict[str, Any]:
     return {"weights": {path.name: file_sha256(path) for path in weights}} if weights else {"hub": model}
 
 
-def build_model(model: str | InlineModel, tokenizer: PreTrainedTokenizerBase, seed: int) -> PreTrainedModel:
+def attention_kind(wanted: str) -> str:
+    """Return the attention that the configuration's `attention` means on this machine, as transformers calls it."""
+    if wanted != "auto":
+        return wanted
+    return "flash_attention_2" if torch.cuda.is_available() and is_flash_attn_2_available() else "sdpa"
+
+
+def build_model(
+    model: str | InlineModel, tokenizer: PreTrainedTokenizerBase, seed: int, attention: str = "sdpa"
+) -> PreTrainedModel:
     """Return the model that the seed's training starts from.
 
     Args:
         model: a preset, an inline configuration, a local path or a hub id.
         tokenizer: decides the vocabulary's size and the special tokens of fresh models.
         seed: of fresh weights.
+        attention: how it is computed, as transformers calls it.
 
     Raises:
         ConfigurationError: the configuration is no causal language model's, the model cannot be had, or its
             vocabulary is too small for the tokenizer.
     """
     if isinstance(model, str) and model not in PRESETS:
-        return _given(model, tokenizer)
+        return _given(model, tokenizer, attention)
     fields = dict(model.config) if isinstance(model, InlineModel) else PRESETS[model].model_config(len(tokenizer))
     fields |= {"vocab_size": len(tokenizer), "pad_token_id": tokenizer.pad_token_id}
     fields |= {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
     set_seed(seed)
     try:
         config = AutoConfig.for_model(**fields)
-        built: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
-    except (ValueError, TypeError, KeyError, StrictDataclassError) as error:
+        built: PreTrainedModel = AutoModelForCausalLM.from_config(config, dtype=torch.float32, attn_implementation=attention)
+    except (ValueError, TypeError, KeyError, ImportError, StrictDataclassError) as error:
         raise ConfigurationError(f"model.config: {str(error).partition('. ')[0]}") from error
     return built
 
 
-def load_model(directory: Path) -> PreTrainedModel:
+def load_model(directory: Path, attention: str = "sdpa") -> PreTrainedModel:
     """Open a model that this project wrote, in float32."""
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, use_safetensors=True)
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
+    )
     return model
 
 
@@ -88,10 +101,12 @@ def count_parameters(model: PreTrainedModel) -> ParameterCount:
     return ParameterCount(total, total - sum(weight.numel() for weight in ends))
 
 
-def _given(name: str, tokenizer: PreTrainedTokenizerBase) -> PreTrainedModel:
+def _given(name: str, tokenizer: PreTrainedTokenizerBase, attention: str) -> PreTrainedModel:
     try:
-        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(name, dtype=torch.float32, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(
+            name, dtype=torch.float32, use_safetensors=True, attn_implementation=attention
+        )
+    except (OSError, ValueError, ImportError) as error:
         raise ConfigurationError(
             f"model {name!r} is no preset ({', '.join(PRESETS)}), "
             f"and no usable model is at that path or on the hub: {str(error).strip().partition(chr(10))[0]}"

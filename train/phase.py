@@ -1,68 +1,92 @@
 """Trains one model and publishes it: rows, trainer, held-out loss, record and card.
 
 ```
-packed rows ─draw_rows─► order ─► DomainTrainer ─► weights ─► evaluate ─► run.json, README.md
+packs ─shares─► draw_rows ─► lineage ─► DomainTrainer ─► weights ─► held-out loss ─► run.json, README.md
+                                          ▲   │
+                             checkpoint-N ┴◄──┘
 ```
 
-The directory of a model appears when all of it is written. A loss that is no number ends the run with an
-error, so no broken model is ever published. The optimizer is always fresh. This does *not* decide what to
-train: see `experts`.
+The directory of a model appears when all of it is written. Until then it is a hidden sibling with the newest checkpoint, from
+which the same command goes on, bit for bit on a CPU; what another configuration began is refused. A loss that is no number
+ends the run with an error, so no broken model is ever published. This does *not* decide what to train: see `experts`.
 """
 
+import json
 import math
-import time
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
-from datasets import concatenate_datasets
-from transformers import PreTrainedModel, PrinterCallback
+import numpy.typing as npt
+import torch
+from datasets import Dataset, concatenate_datasets
+from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError
-from lmsplit.manifests.reader import Domain
 from lmsplit.train.campaign import Campaign, Run
 from lmsplit.train.card import render_card
-from lmsplit.train.directory import whole_directory, write_whole
-from lmsplit.train.evaluate import evaluate_domain
+from lmsplit.train.directory import write_whole
+from lmsplit.train.energy import Energy, measured_energy
+from lmsplit.train.heldout import HeldOut, HeldOutCallback
+from lmsplit.train.layout import PROGRESS
+from lmsplit.train.lineage import Lineage, PackReference, checkpoint_steps, write_lineage
 from lmsplit.train.loss import HeldOutLoss
 from lmsplit.train.models import count_parameters, load_model
+from lmsplit.train.optimizer import load_optimizer_state, save_optimizer_state
 from lmsplit.train.order import RowOrder, draw_rows
 from lmsplit.train.pack import Packed
+from lmsplit.train.processes import is_main, run_directory, wait_for_all
 from lmsplit.train.progress import ProgressCallback
 from lmsplit.train.record import (
     RECORD,
-    DomainLosses,
+    DomainTokens,
+    Evaluation,
     Loss,
     ManifestReference,
     RunRecord,
+    domain_losses,
     read_record,
     software_versions,
     weights_sha256,
 )
 from lmsplit.train.sft import phase_config
-from lmsplit.train.trainer import DomainTrainer, RowCollator
+from lmsplit.train.trainer import DomainTrainer
+
+_CONTENT: Final = "content.json"
+_EVALUATIONS: Final = "evaluations.json"
+_ADVICE: Final = "lower its learning_rate (or set sft.bf16 to false)"
+
+
+class Share(NamedTuple):
+    """A domain's packed documents, and how much of a run's tokens come from them."""
+
+    packed: Packed
+    share: float
+    """At least 0; only the ratios between a run's shares matter."""
 
 
 class Start(NamedTuple):
     """What a run starts from."""
 
     model: PreTrainedModel
+    """Trained in place."""
     pretraining_tokens: int
     """Tokens that the model was trained on before, in the seed's run."""
     seed_weights_sha256: str | None
-    losses: dict[str, Loss | None]
-    """The model's loss on each domain to evaluate, where it is known; None: not to be measured before
-    training.
-    """
+    losses: dict[str, Loss] | None
+    """The model's loss on each domain; None for fresh weights, which are not worth measuring."""
+    optimizer_state: Path | None
+    """Directory of the run whose optimizer goes on; None for a fresh one."""
 
 
 class _Trained(NamedTuple):
     trainer: DomainTrainer
     output: TrainOutput
-    order: RowOrder
-    wall_time_s: float
+    energy: Energy
+    train_loss: float
 
 
 def finished_record(run: Run) -> RunRecord | None:
@@ -76,100 +100,205 @@ def finished_record(run: Run) -> RunRecord | None:
         return None
     record = read_record(run.directory)
     if record.configuration_digest != run.digest:
-        names = {*record.configuration, *run.content}
-        changed = sorted(name for name in names if record.configuration.get(name) != run.content.get(name))
         raise ConfigurationError(
-            f"{run.directory} was trained with another {', '.join(changed)}: "
+            f"{run.directory} was trained with another {_difference(record.configuration, run.content)}: "
             "choose another output, or remove that directory to train it again"
         )
     return record
 
 
-def run_phase(campaign: Campaign, run: Run, start: Start, packs: Sequence[Packed]) -> RunRecord:
-    """Train one model and publish it.
+def run_phase(campaign: Campaign, run: Run, start: Start, shares: Sequence[Share]) -> RunRecord | None:
+    """Train one model and publish it, or go on where an earlier attempt was cut off.
 
     Args:
         campaign: what the runs share.
         run: what to train; its directory must not exist.
-        start: the model, trained in place.
-        packs: the packed documents to train on.
+        start: the model.
+        shares: the packed documents to train on.
 
     Returns:
-        The record, as it was written.
+        The record, as it was written; None in every process but the main one.
 
     Raises:
-        ConflictError: another process is training the same model.
+        ConfigurationError: an earlier attempt had another configuration.
+        ConflictError: another command is training the same model.
         LmsplitError: there is nothing to train on, or the loss is no number.
     """
-    campaign.write_configuration()
-    with whole_directory(run.directory) as partial:
-        trained = _train(campaign, run, start.model, packs, partial)
-        start.model.save_pretrained(partial)
+    rows_per_step = _rows_per_step(campaign, run)
+    order = _draw(campaign, run, shares, rows_per_step)
+    if is_main():
+        campaign.write_configuration()
+    with run_directory(run.directory) as scratch:
+        if is_main():
+            _begin(campaign, run, shares, order, rows_per_step, scratch)
+        wait_for_all()
+        heldout = HeldOut.of(campaign)
+        watch = HeldOutCallback(heldout, _tokens_of_steps(shares, order), scratch / _EVALUATIONS, start.losses)
+        trained = _train(campaign, run, start, shares, order, watch, scratch)
+        if not is_main():
+            return None
+        start.model.save_pretrained(scratch)
+        if run.kind == "seed" and campaign.configuration.expert.optimizer_state == "kept":
+            save_optimizer_state(trained.trainer, scratch)
         # What was written is what is measured: the model in memory may still compute in the trainer's mixed precision.
-        losses = _evaluate(campaign, load_model(partial).to(trained.trainer.args.device), list(start.losses))
-        campaign.encoder.tokenizer.save_pretrained(partial)
-        record = _record(campaign, run, start, packs, trained, losses, weights_sha256(partial))
-        write_whole(partial / RECORD, record.to_json())
-        write_whole(partial / "README.md", render_card(record, campaign.manifest.domains))
+        losses = heldout.measure(load_model(scratch).to(trained.trainer.args.device))
+        _check_losses(losses)
+        watch.add(order.num_steps, losses)
+        campaign.encoder.tokenizer.save_pretrained(scratch)
+        record = _record(campaign, run, start, shares, order, trained, losses, watch.evaluations, weights_sha256(scratch))
+        _clean(campaign, scratch)
+        write_whole(scratch / RECORD, record.to_json())
+        write_whole(scratch / "README.md", render_card(record, campaign.manifest.domains))
     return record
 
 
-def _train(campaign: Campaign, run: Run, model: PreTrainedModel, packs: Sequence[Packed], scratch: Path) -> _Trained:
-    packs = [packed for packed in packs if packed.num_rows]
-    if not packs:
-        raise LmsplitError(f"{run.name} has no training documents: lmsplit show names each domain's splits")
-    lengths_R = np.concatenate([packed.row_lengths() for packed in packs])
-    order = draw_rows(lengths_R, run.tokens, campaign.configuration.seed)
-    rows = concatenate_datasets([packed.rows() for packed in packs]).select(order.rows)
-    tokenizer = campaign.encoder.tokenizer
-    progress = ProgressCallback(run.name, order.num_tokens)
-    seed = campaign.configuration.seed
-    trainer = DomainTrainer(
-        model=model,
-        args=phase_config(campaign.configuration.sft, campaign.preset, run.learning_rate, seed, str(scratch)),
-        data_collator=RowCollator(campaign.encoder.end_id),
-        train_dataset=rows.with_format("numpy"),
-        processing_class=tokenizer,
-        callbacks=[progress],
+def _rows_per_step(campaign: Campaign, run: Run) -> int:
+    args = run.content["sft"]
+    accumulation = int(args.get("gradient_accumulation_steps", 1))
+    return int(args["per_device_train_batch_size"]) * accumulation * campaign.configuration.executor.processes
+
+
+def _draw(campaign: Campaign, run: Run, shares: Sequence[Share], rows_per_step: int) -> RowOrder:
+    own = shares[:1] if run.kind == "expert" else shares
+    if not any(share.packed.num_rows and share.share for share in own):
+        let_in = " that where lets in" if run.where else ""
+        raise LmsplitError(f"{run.name} has no training documents{let_in}: lmsplit show names each domain's splits")
+    lengths = [share.packed.row_lengths() for share in shares]
+    repetitions = run.content["max_repetitions"]
+    weights = [share.share for share in shares]
+    return draw_rows(lengths, weights, run.tokens, rows_per_step, campaign.configuration.seed, repetitions)
+
+
+def _begin(campaign: Campaign, run: Run, shares: Sequence[Share], order: RowOrder, rows_per_step: int, scratch: Path) -> None:
+    """Write what the run is before its first step; refuse what another one left here, and drop half-written checkpoints."""
+    path, whole = scratch / _CONTENT, {f"checkpoint-{step}" for step in checkpoint_steps(scratch)}
+    if whole and path.exists():
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if found != json.loads(json.dumps(run.content)):
+            raise ConfigurationError(
+                f"{scratch} holds an unfinished run with another {_difference(found, run.content)}: "
+                "go back to that configuration, choose another output, or remove that directory"
+            )
+    write_whole(path, json.dumps(run.content, indent=1) + "\n")
+    packs = tuple(PackReference(domain=share.packed.domain, digest=share.packed.digest) for share in shares)
+    lineage = Lineage(
+        run=run.name,
+        manifest=campaign.manifest.digest,
+        tokenizer=campaign.encoder.digest,
+        packs=packs,
+        rows_per_step=rows_per_step,
+        where=run.where,
+        seed_run=None if run.kind == "seed" else "../../seed",
     )
-    trainer.remove_callback(PrinterCallback)  # it prints every log on standard output
-    started = time.monotonic()
+    write_lineage(scratch, lineage, order)
+    for path in scratch.glob("checkpoint-*"):
+        if path.name not in whole:
+            shutil.rmtree(path)
+
+
+def _difference(found: dict[str, Any], wanted: dict[str, Any]) -> str:
+    wanted = json.loads(json.dumps(wanted))
+    return ", ".join(sorted(name for name in {*found, *wanted} if found.get(name) != wanted.get(name)))
+
+
+def _train(
+    campaign: Campaign,
+    run: Run,
+    start: Start,
+    shares: Sequence[Share],
+    order: RowOrder,
+    watch: TrainerCallback,
+    scratch: Path,
+) -> _Trained:
+    rows, positions = _rows(shares, order)
+    progress = ProgressCallback(run.name, order.num_tokens, scratch)
+    configuration = campaign.configuration
+    processes = configuration.executor.processes
+    args = phase_config(run.fields, campaign.preset, run.learning_rate, configuration.seed, str(scratch), processes)
     try:
-        output = trainer.train()
-    except ValueError as error:
+        trainer = DomainTrainer(
+            model=start.model,
+            args=args,
+            train_dataset=rows,
+            row_order=positions,
+            processing_class=campaign.encoder.tokenizer,
+            callbacks=[watch, progress] if is_main() else [],
+        )
+    except ValueError as error:  # an option that does not go with the model or with another one
         raise ConfigurationError(f"{run.name}: {error}") from error
+    trainer.remove_callback(PrinterCallback)  # it prints every log on standard output
+    if start.optimizer_state is not None:
+        load_optimizer_state(trainer, start.optimizer_state)
+    newest = max(checkpoint_steps(scratch), default=None)
+    try:
+        with measured_energy(configuration.energy and is_main()) as energy:
+            output = trainer.train(resume_from_checkpoint=str(scratch / f"checkpoint-{newest}") if newest else None)
     finally:
         progress.stop()
-    if not math.isfinite(output.training_loss):
-        raise LmsplitError(f"{run.name}: the loss is {output.training_loss} after {output.global_step} steps: {_ADVICE}")
-    return _Trained(trainer, output, order, time.monotonic() - started)
+    loss = _mean_loss(trainer)
+    if not math.isfinite(loss):
+        _clean(campaign, scratch, everything=True)  # it would go on from there with the same configuration only
+        raise LmsplitError(f"{run.name}: the loss is {loss} after {output.global_step} steps: {_ADVICE}")
+    return _Trained(trainer, output, energy, loss)
 
 
-_ADVICE = "lower its learning_rate (or set sft.bf16 to false)"
+def _rows(shares: Sequence[Share], order: RowOrder) -> tuple[Dataset, npt.NDArray[np.int64]]:
+    """Return the rows of all packs, and the order as positions among them."""
+    packs = [share.packed for share in shares]
+    offsets = np.concatenate([[0], np.cumsum([packed.num_rows for packed in packs])])
+    rows = concatenate_datasets([packed.rows() for packed in packs if packed.num_rows])
+    return rows.with_format("numpy"), offsets[order.pack_S] + order.row_S
 
 
-def _evaluate(campaign: Campaign, model: PreTrainedModel, domains: Sequence[str]) -> dict[str, HeldOutLoss]:
-    losses = {}
-    for domain in domains:
-        loss = evaluate_domain(model, campaign.encoder, campaign.manifest, domain, campaign.max_length)
+def _tokens_of_steps(shares: Sequence[Share], order: RowOrder) -> npt.NDArray[np.int64]:
+    """Return the tokens trained on after each step, from 0."""
+    tokens_S = np.zeros(len(order.row_S), np.int64)
+    for number, share in enumerate(shares):
+        drawn = order.pack_S == number
+        tokens_S[drawn] = share.packed.row_lengths()[order.row_S[drawn]]
+    return np.concatenate([[0], tokens_S.reshape(order.num_steps, -1).sum(axis=1).cumsum()])
+
+
+def _mean_loss(trainer: DomainTrainer) -> float:
+    """Return the mean of the logged losses over the steps, which a resumed run has in common with an undisturbed one."""
+    total, before = 0.0, 0
+    for entry in trainer.state.log_history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - before)
+            before = entry["step"]
+    return total / before if before else math.nan
+
+
+def _check_losses(losses: dict[str, HeldOutLoss]) -> None:
+    for domain, loss in losses.items():
         if not math.isfinite(loss.nats):
             raise LmsplitError(f"the held-out loss on {domain} is {loss.nats}: {_ADVICE}")
-        losses[domain] = loss
-    return losses
+
+
+def _clean(campaign: Campaign, scratch: Path, *, everything: bool = False) -> None:
+    """Remove what only an unfinished run needs; checkpoints stay where the configuration says how many to keep."""
+    for name in (_CONTENT, _EVALUATIONS, PROGRESS, "training_args.bin"):
+        (scratch / name).unlink(missing_ok=True)
+    if everything or "save_total_limit" not in campaign.configuration.sft:
+        for path in scratch.glob("checkpoint-*"):
+            shutil.rmtree(path)
 
 
 def _record(
     campaign: Campaign,
     run: Run,
     start: Start,
-    packs: Sequence[Packed],
+    shares: Sequence[Share],
+    order: RowOrder,
     trained: _Trained,
     losses: dict[str, HeldOutLoss],
+    evaluations: list[Evaluation],
     weights: str,
 ) -> RunRecord:
     parameters = count_parameters(start.model)
-    tokens, args = trained.order.num_tokens, trained.trainer.args
-    is_seed = run.kind == "seed"
+    trainer, meter, args = trained.trainer, trained.trainer.meter, trained.trainer.args
+    is_seed, flops = run.kind == "seed", 6.0 * parameters.total * order.num_tokens
+    seconds = max(meter.train_s, 1e-9)
     return RunRecord(
         kind=run.kind,
         domain=run.domain.domain if run.domain else None,
@@ -180,19 +309,24 @@ def _record(
         configuration=run.content,
         num_parameters=parameters.total,
         num_parameters_non_embedding=parameters.non_embedding,
-        pretraining_tokens=tokens if is_seed else start.pretraining_tokens,
-        specialization_tokens=0 if is_seed else tokens,
-        num_documents=sum(packed.num_documents for packed in packs),
-        num_tokens=sum(packed.num_tokens for packed in packs),
-        num_epochs=trained.order.num_epochs,
-        num_steps=trained.output.global_step,
-        batch_rows=args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
-        max_length=campaign.max_length,
-        losses={domain: _domain_losses(start.losses[domain], loss) for domain, loss in losses.items()},
-        train_loss=trained.output.training_loss,
-        flops=6.0 * parameters.total * tokens,
-        wall_time_s=trained.wall_time_s,
-        tokens_per_s=tokens / trained.wall_time_s,
+        pretraining_tokens=order.num_tokens if is_seed else start.pretraining_tokens,
+        specialization_tokens=0 if is_seed else order.num_tokens,
+        where=run.where,
+        domains=_domain_tokens(shares, order),
+        num_steps=order.num_steps,
+        batch_rows=len(order.row_S) // order.num_steps,
+        max_length=campaign.packing.max_length,
+        losses=domain_losses(start.losses, losses),
+        evaluations=evaluations,
+        train_loss=trained.train_loss,
+        flops=flops,
+        wall_time_s=seconds,
+        tokens_per_s=order.num_tokens / seconds,
+        data_wait_fraction=meter.data_wait_s / seconds,
+        model_flops_utilization=flops / seconds / (trainer.peak * args.world_size) if trainer.peak else None,
+        energy_kwh=trained.energy.kwh,
+        num_processes=args.world_size,
+        num_threads=torch.get_num_threads(),
         precision=_precision(args.bf16, args.fp16),
         device=start.model.device.type,
         weights_sha256=weights,
@@ -201,20 +335,20 @@ def _record(
     )
 
 
-def _domain_losses(before: Loss | None, after: HeldOutLoss) -> DomainLosses:
-    return DomainLosses(
-        before=before,
-        after=Loss.of(after),
-        num_documents=after.num_documents,
-        num_tokens=after.num_tokens,
-        num_bytes=after.num_bytes,
-    )
+def _domain_tokens(shares: Sequence[Share], order: RowOrder) -> dict[str, DomainTokens]:
+    return {
+        share.packed.domain: DomainTokens(
+            pack=share.packed.digest,
+            num_documents=share.packed.num_documents,
+            num_filtered=share.packed.num_filtered,
+            num_tokens=share.packed.num_tokens,
+            trained_tokens=int(order.tokens_P[number]),
+            not_reached_tokens=int(order.not_reached_P[number]),
+            repetitions=float(order.repetitions_P[number]),
+        )
+        for number, share in enumerate(shares)
+    }
 
 
 def _precision(bf16: bool, fp16: bool) -> Literal["fp32", "bf16", "fp16"]:
     return "bf16" if bf16 else "fp16" if fp16 else "fp32"
-
-
-def known_losses(record: RunRecord, domains: Sequence[Domain]) -> dict[str, Loss | None]:
-    """Return what a record knows of the loss on each domain."""
-    return {domain.domain: record.loss(domain.domain) for domain in domains}

@@ -1,5 +1,7 @@
 """Shows how far training is, on standard error: a bar on a terminal, else one JSON line every few seconds.
 
+The newest line also stands in `progress.json` in the run's unfinished directory, where `lmsplit status` finds it.
+
 Reads no tensor and so never waits for the device; the loss shown is the one the trainer logs. This does *not*
 replace a tracker: `sft.report_to` names those.
 """
@@ -7,6 +9,7 @@ replace a tracker: `sft.report_to` names those.
 import json
 import sys
 import time
+from pathlib import Path
 from typing import Any, Final, TextIO
 
 from rich.console import Console
@@ -21,6 +24,9 @@ from rich.progress import (
 )
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from lmsplit.train.directory import write_whole
+from lmsplit.train.layout import PROGRESS
+
 _LINE_EVERY_S: Final = 5.0
 
 
@@ -30,20 +36,24 @@ class ProgressCallback(TrainerCallback):
     Args:
         name: what is trained: `seed`, or the domain's name.
         num_tokens: tokens of the whole run.
+        directory: receives `progress.json`, which `lmsplit status` reads.
         stream: standard error, unless a test asks for another.
     """
 
-    def __init__(self, name: str, num_tokens: int, stream: TextIO | None = None) -> None:
+    def __init__(self, name: str, num_tokens: int, directory: Path, stream: TextIO | None = None) -> None:
+        self._path = directory / PROGRESS
         self._name = name
         self._num_tokens = num_tokens
         self._stream = stream if stream is not None else sys.stderr
         self._bar, self._task = _bar(name, self._stream)
         self._loss: float | None = None
         self._started = self._last_line = 0.0
+        self._first_step = 0
 
     def on_train_begin(self, _args: TrainingArguments, state: TrainerState, _control: TrainerControl, **_kwargs: Any) -> None:
         """Start the bar and the clock."""
         self._started = self._last_line = time.monotonic()
+        self._first_step = state.global_step
         self._bar.update(self._task, total=state.max_steps)
         self._bar.start()
 
@@ -79,14 +89,13 @@ class ProgressCallback(TrainerCallback):
         return max(time.monotonic() - self._started, 1e-9)
 
     def _tokens(self, state: TrainerState) -> float:
-        steps, done = int(state.max_steps), int(state.global_step)
-        return self._num_tokens * done / max(steps, 1)
+        """Return the tokens since this attempt began."""
+        steps = int(state.global_step) - self._first_step
+        return self._num_tokens * steps / max(int(state.max_steps), 1)
 
     def _write_line(self, event: str, state: TrainerState) -> None:
-        if self._stream.isatty():
-            return
         self._last_line = time.monotonic()
-        left = state.max_steps - state.global_step
+        done = max(state.global_step - self._first_step, 1)
         line = {
             "event": event,
             "run": self._name,
@@ -95,10 +104,12 @@ class ProgressCallback(TrainerCallback):
             "loss": self._loss,
             "tokens_per_s": round(self._tokens(state) / self._elapsed(), 1),
             "elapsed_s": round(self._elapsed(), 1),
-            "remaining_s": round(self._elapsed() * left / max(state.global_step, 1), 1),
+            "remaining_s": round(self._elapsed() * (state.max_steps - state.global_step) / done, 1),
         }
-        self._stream.write(json.dumps(line) + "\n")
-        self._stream.flush()
+        write_whole(self._path, json.dumps(line) + "\n")
+        if not self._stream.isatty():
+            self._stream.write(json.dumps(line) + "\n")
+            self._stream.flush()
 
 
 def _bar(name: str, stream: TextIO) -> tuple[Progress, TaskID]:

@@ -58,6 +58,36 @@ class DomainLosses(Strict):
     """UTF-8 bytes of the documents."""
 
 
+class Evaluation(Strict):
+    """The held-out loss on every domain after one step."""
+
+    step: int
+    """0: before the first one."""
+    tokens: int
+    """Tokens that this run had trained on."""
+    losses: dict[str, Loss]
+    """By domain."""
+
+
+class DomainTokens(Strict):
+    """What a run took from one domain's packed training documents."""
+
+    pack: str
+    """Digest of the packed rows."""
+    num_documents: int
+    """Documents in them."""
+    num_filtered: int
+    """Training documents that the row filter left out."""
+    num_tokens: int
+    """Tokens in them, begin and end tokens included."""
+    trained_tokens: int
+    """Tokens trained on, repetitions counted."""
+    not_reached_tokens: int
+    """Tokens never trained on: `num_tokens` is these and the ones trained on at least once."""
+    repetitions: float
+    """Rows trained on ÷ rows there are."""
+
+
 class ManifestReference(Strict):
     """Which manifest a model was trained on."""
 
@@ -70,8 +100,8 @@ class ManifestReference(Strict):
 class RunRecord(Strict):
     """One training run."""
 
-    schema_version: Literal[1] = 1
-    kind: Literal["seed", "expert"]
+    schema_version: Literal[2] = 2
+    kind: Literal["seed", "expert", "merged"]
     domain: str | None
     """The expert's domain; null for the seed."""
     label: str | None
@@ -88,26 +118,36 @@ class RunRecord(Strict):
     """D: tokens that the seed was trained on."""
     specialization_tokens: int
     """D': tokens that the expert was trained on beyond the seed; 0 for the seed."""
-    num_documents: int
-    """Training documents that the rows were packed from."""
-    num_tokens: int
-    """Tokens in those rows, begin and end tokens included."""
-    num_epochs: float
-    """Rows trained on ÷ rows there are; above 1, text was repeated."""
+    where: dict[str, list[Any]] | None
+    """The row filter; null where there was none."""
+    domains: dict[str, DomainTokens]
+    """Where the tokens came from; an expert's own domain and those that it replays."""
     num_steps: int
     batch_rows: int
     """Rows in a step, over all processes and accumulation."""
     max_length: int
     """Tokens in a row."""
     losses: dict[str, DomainLosses]
-    """By domain."""
-    train_loss: float
-    """Mean over the steps, nats per token."""
+    """By domain, before and after."""
+    evaluations: list[Evaluation]
+    """Every time that the held-out loss was measured, in order."""
+    train_loss: float | None
+    """Mean over the steps, nats per token; null where there were none."""
     flops: float
     """6·N·tokens of this run (arXiv 2001.08361, section 2.1)."""
     wall_time_s: float
-    """Of the training loop; loading, packing and evaluation are not in it."""
+    """Of the training loop, all attempts together; loading, packing and evaluation are not in it."""
     tokens_per_s: float
+    data_wait_fraction: float
+    """Share of the loop that waited for its next batch."""
+    model_flops_utilization: float | None
+    """`flops` per second ÷ the peak of the devices: a GPU's by its data sheet, a CPU's measured; null where it is not known."""
+    energy_kwh: float | None
+    """Of the last attempt's training loop; null where it was not measured."""
+    num_processes: int
+    """Processes that trained together."""
+    num_threads: int
+    """Threads of each; another number may give other bits."""
     precision: Literal["fp32", "bf16", "fp16"]
     device: str
     weights_sha256: str
@@ -122,6 +162,25 @@ class RunRecord(Strict):
     def to_json(self) -> str:
         """Return the record as indented JSON; never NaN."""
         return json.dumps(self.model_dump(), indent=1, allow_nan=False) + "\n"
+
+
+def domain_losses(before: dict[str, Loss] | None, after: dict[str, HeldOutLoss]) -> dict[str, DomainLosses]:
+    """Return the losses on every domain before and after a run.
+
+    Args:
+        before: None for fresh weights.
+        after: what was measured at the end.
+    """
+    return {
+        domain: DomainLosses(
+            before=before[domain] if before else None,
+            after=Loss.of(loss),
+            num_documents=loss.num_documents,
+            num_tokens=loss.num_tokens,
+            num_bytes=loss.num_bytes,
+        )
+        for domain, loss in after.items()
+    }
 
 
 def read_record(directory: Path) -> RunRecord:
@@ -139,10 +198,15 @@ def read_record(directory: Path) -> RunRecord:
         ) from error
 
 
+def content_digest(content: dict[str, Any]) -> str:
+    """Return the SHA-256 of all that determines a model."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
 def weights_sha256(directory: Path) -> str:
-    """Return one digest over all weight files of a model's directory, names included."""
+    """Return one digest over all weight files of a model's directory, names included; an optimizer's state is none."""
     digest = hashlib.sha256()
-    for path in sorted(directory.glob("*.safetensors")):
+    for path in sorted(directory.glob("model*.safetensors")):
         digest.update(f"{path.name} {file_sha256(path)}\n".encode())
     return digest.hexdigest()
 

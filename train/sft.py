@@ -10,17 +10,22 @@ import typing
 from collections.abc import Mapping
 from typing import Any, Final
 
+import torch
 from pydantic import ConfigDict, TypeAdapter, ValidationError
+from transformers import get_scheduler
 
 from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.train.pack import Packing
 from lmsplit.train.presets import Preset
 from lmsplit.train.trainer import DomainConfig
 
 _TOKENS: Final = "seed_model.tokens and expert.tokens decide it"
 _ROWS: Final = "rows are packed and ordered from the manifest"
-_LATER: Final = "checkpoints and exact resume come with a later release"
-_EVALUATION: Final = "held-out loss is measured before and after each phase"
+_RESUME: Final = "a run that was cut off goes on from its newest checkpoint by itself"
+_EVALUATION: Final = "set the key evaluation"
 DECIDED: Final[dict[str, str]] = {
+    "num_processes": "set executor.processes",
+    "save_only_model": _RESUME,
     "learning_rate": "set seed_model.learning_rate and expert.learning_rate",
     "seed": "set the key seed",
     "data_seed": "set the key seed",
@@ -28,19 +33,15 @@ DECIDED: Final[dict[str, str]] = {
     "max_steps": _TOKENS,
     "num_train_epochs": _TOKENS,
     "packing": _ROWS,
-    "packing_strategy": _ROWS,
     "padding_free": _ROWS,
     "dataset_kwargs": _ROWS,
     "dataset_text_field": _ROWS,
     "shuffle_dataset": _ROWS,
     "train_sampling_strategy": _ROWS,
     "dataloader_drop_last": "every token counts",
-    "save_strategy": _LATER,
-    "save_steps": _LATER,
-    "save_total_limit": _LATER,
-    "load_best_model_at_end": _LATER,
-    "ignore_data_skip": _LATER,
-    "resume_from_checkpoint": _LATER,
+    "load_best_model_at_end": _RESUME,
+    "ignore_data_skip": _RESUME,
+    "resume_from_checkpoint": _RESUME,
     "eval_strategy": _EVALUATION,
     "eval_steps": _EVALUATION,
     "eval_on_start": _EVALUATION,
@@ -62,14 +63,17 @@ _SHARED_DEFAULTS: Final[dict[str, Any]] = {
     "logging_steps": 10,
     "logging_nan_inf_filter": False,  # or the loss of a diverged run would look sound
     "disable_tqdm": True,
-    "save_strategy": "no",
-    "train_sampling_strategy": "sequential",  # the order is already in the data set, see `order`
+    "save_strategy": "steps",
+    "save_steps": 0.1,  # a share of the steps where it is below 1
+    "save_total_limit": 1,
+    "packing_strategy": "bfd_split",
     "remove_unused_columns": False,
     "dataset_kwargs": {"skip_prepare_dataset": True},
     "num_train_epochs": 1,
 }
 
 
+STRATEGIES: Final = ("bfd_split", "wrapped")
 _WITHOUT_EFFECT: Final = (
     "logging_",
     "log_",
@@ -78,6 +82,8 @@ _WITHOUT_EFFECT: Final = (
     "dataloader_",
     "disable_tqdm",
     "include_",
+    "save_",
+    "ddp_",
 )
 """Beginnings of the names of fields that do not change the model."""
 
@@ -90,9 +96,18 @@ def defaults(preset: Preset) -> dict[str, Any]:
     } | _SHARED_DEFAULTS
 
 
-def max_length(fields: Mapping[str, Any], preset: Preset) -> int:
-    """Return the tokens in a row."""
-    return int(fields.get("max_length", preset.max_length))
+def _resolved(fields: Mapping[str, Any], preset: Preset) -> dict[str, Any]:
+    """Return all fields; a schedule of one's own does not inherit the arguments of the default one."""
+    resolved = defaults(preset) | dict(fields)
+    if "lr_scheduler_type" in fields and "lr_scheduler_kwargs" not in fields:
+        resolved["lr_scheduler_kwargs"] = {}
+    return resolved
+
+
+def packing(fields: Mapping[str, Any], preset: Preset) -> Packing:
+    """Return how documents are packed."""
+    wanted = _resolved(fields, preset)
+    return Packing(int(wanted["max_length"]), wanted["packing_strategy"])
 
 
 def content_fields(fields: Mapping[str, Any], config: DomainConfig, preset: Preset) -> dict[str, Any]:
@@ -103,7 +118,7 @@ def content_fields(fields: Mapping[str, Any], config: DomainConfig, preset: Pres
         config: what `phase_config` made of it.
         preset: where the defaults come from.
     """
-    resolved = defaults(preset) | dict(fields) | {"bf16": config.bf16, "fp16": config.fp16}
+    resolved = _resolved(fields, preset) | {"bf16": config.bf16, "fp16": config.fp16}
     return {name: value for name, value in resolved.items() if not name.startswith(_WITHOUT_EFFECT)}
 
 
@@ -128,11 +143,21 @@ def check_fields(fields: Mapping[str, Any]) -> None:
         except ValidationError as error:
             expected = getattr(hints[name], "__name__", str(hints[name]))
             raise ConfigurationError(f"sft.{name}: expected {expected}, found {value!r}") from error
+    if (strategy := fields.get("packing_strategy", "bfd_split")) not in STRATEGIES:
+        allowed = ", ".join(STRATEGIES)
+        raise ConfigurationError(f"sft.packing_strategy: expected one of {allowed}, which keep every token, found {strategy!r}")
     if (length := fields.get("max_length", 2)) is None or length < 2:
         raise ConfigurationError(f"sft.max_length: expected at least 2 tokens, found {length!r}")
 
 
-def phase_config(fields: Mapping[str, Any], preset: Preset, learning_rate: float, seed: int, output_dir: str) -> DomainConfig:
+def phase_config(
+    fields: Mapping[str, Any],
+    preset: Preset,
+    learning_rate: float,
+    seed: int,
+    output_dir: str,
+    num_processes: int | None = None,
+) -> DomainConfig:
     """Return the trainer's configuration for one phase.
 
     Args:
@@ -140,14 +165,23 @@ def phase_config(fields: Mapping[str, Any], preset: Preset, learning_rate: float
         preset: where the defaults come from.
         learning_rate: the phase's peak learning rate.
         seed: of the weights and of dropout.
-        output_dir: the trainer's scratch directory.
+        output_dir: the trainer's scratch directory, which holds its checkpoints.
+        num_processes: that the run must have; None: as many as there are.
 
     Raises:
         ConfigurationError: TRL refuses a value, or `check_fields` does.
     """
     check_fields(fields)
-    decided = {"learning_rate": learning_rate, "seed": seed, "output_dir": output_dir}
+    decided = {"learning_rate": learning_rate, "seed": seed, "output_dir": output_dir, "num_processes": num_processes}
     try:
-        return DomainConfig(**(defaults(preset) | dict(fields) | decided))
+        config = DomainConfig(**(_resolved(fields, preset) | decided))
+        _check_schedule(config)
     except (ValueError, TypeError, ImportError) as error:  # some options need a package that is not here
         raise ConfigurationError(f"sft: {error}") from error
+    return config
+
+
+def _check_schedule(config: DomainConfig) -> None:
+    """Make the schedule once, so that arguments which do not fit it are found before any work."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=config.learning_rate)
+    get_scheduler(config.lr_scheduler_type, optimizer, 1, 2, scheduler_specific_kwargs=dict(config.lr_scheduler_kwargs or {}))

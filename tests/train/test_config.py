@@ -47,12 +47,16 @@ def test_configuration_names_the_nearest_key(tmp_path: Path) -> None:
     "override",
     [
         "expert.interference={weight: 0.3}",
-        "expert.replay=0.1",
-        "where={license: [mit]}",
+        "expert.mixture=uniform",
+        "seed_model.replay=0.1",
         "mixture=uniform",
-        "seed_model.mixture=uniform",
-        "executor.workers=4",
+        "since=3",
+        "trackers=[wandb]",
         "executor.kind=slurm",
+        "executor.kind=ray",
+        "executor.partition=long",
+        "executor.time=60",
+        "executor.gpus=2",
     ],
 )
 def test_configuration_refuses_keys_of_later_releases(tmp_path: Path, override: str) -> None:
@@ -68,11 +72,68 @@ def test_configuration_refuses_keys_of_later_releases(tmp_path: Path, override: 
         ("seed=-1", "seed: Input should be greater than or equal to 0"),
         ("model={config: {hidden_size: 3}}", "needs a model_type"),
         ("executor.kind=condor", "executor.kind"),
+        ("executor.workers=0", "executor.workers: Input should be greater than or equal to 1"),
+        ("executor.processes=0", "executor.processes: Input should be greater than or equal to 1"),
+        ("expert.replay=1", "expert.replay: Input should be less than 1"),
+        ("expert.replay=-0.1", "expert.replay: Input should be greater than or equal to 0"),
+        ("expert.domain_tokens={d00000: 0}", "expert.domain_tokens.d00000: Input should be greater than 0"),
+        ("expert.optimizer_state=old", "expert.optimizer_state: Input should be 'fresh' or 'kept'"),
+        ("seed_model.max_repetitions=0", "seed_model.max_repetitions: Input should be greater than 0"),
+        ("seed_model.mixture={d00000: -1}", "Input should be greater than or equal to 0"),
+        ("seed_model.mixture=even", "seed_model.mixture"),
+        ("evaluation.every_steps=0", "evaluation.every_steps: Input should be greater than 0"),
+        ("evaluation.documents=0", "evaluation.documents: Input should be greater than 0"),
+        ("attention=flex_attention", "attention: Input should be 'auto', 'eager', 'sdpa'"),
+        ("where={license: mit}", "where.license"),
+        ("where={license: []}", "where.license: List should have at least 1 item"),
+        ("expert.where={license: [null]}", "expert.where.license"),
+        ("seed_model.where={license: {mit: 1}}", "seed_model.where.license"),
     ],
 )
 def test_configuration_states_the_bound_it_checks(tmp_path: Path, override: str, message: str) -> None:
     with pytest.raises(ConfigurationError, match=message):
         configuration(tmp_path, override)
+
+
+WHOLE = """
+manifest: manifest/@3
+output: experts/
+model: 1m
+tokenizer: {vocabulary_size: 400}
+seed_model: {tokens: 9, learning_rate: 0.1, mixture: {d00000: 2, d00001: 0.5}, max_repetitions: 1.5, where: {year: [2001]},
+  sft: {weight_decay: 0.2}}
+expert: {tokens: 8, domain_tokens: {d00001: 3}, replay: 0.25, optimizer_state: kept, max_repetitions: 4,
+  where: {gold: [true]}, sft: {warmup_steps: 2}}
+where: {license: [mit, cc0], score: [0.5, 1]}
+sft: {max_length: 64}
+evaluation: {every_steps: 5, documents: null}
+energy: true
+attention: sdpa
+seed: 3
+executor: {kind: local, workers: 2, processes: 4}
+"""
+
+
+def test_configuration_takes_every_key(tmp_path: Path) -> None:
+    read = configuration(tmp_path, text=WHOLE)
+    assert set(read.model_fields_set) == set(Training.model_fields)
+    for section in (read.seed_model, read.expert, read.evaluation, read.executor):
+        assert set(section.model_fields_set) >= set(type(section).model_fields) - {"learning_rate"}
+    assert read.where == {"license": ["mit", "cc0"], "score": [0.5, 1]}
+    assert (read.seed_model.mixture, read.seed_model.where) == ({"d00000": 2, "d00001": 0.5}, {"year": [2001]})
+    assert read.expert.where is not None
+    assert read.expert.where["gold"][0] is True
+    assert (read.expert.replay, read.expert.domain_tokens, read.expert.optimizer_state) == (0.25, {"d00001": 3}, "kept")
+    assert (read.evaluation.every_steps, read.evaluation.documents) == (5, None)
+    assert (read.energy, read.executor.workers, read.executor.processes) == (True, 2, 4)
+
+
+def test_configuration_has_a_default_for_every_key_but_five(tmp_path: Path) -> None:
+    read = configuration(tmp_path)
+    assert (read.where, read.energy, read.evaluation.every_steps, read.evaluation.documents) == (None, False, None, 200)
+    assert (read.seed_model.mixture, read.seed_model.max_repetitions, read.seed_model.sft) == ("natural", None, {})
+    assert (read.expert.replay, read.expert.domain_tokens, read.expert.optimizer_state) == (0.0, {}, "fresh")
+    assert (read.executor.kind, read.executor.workers, read.executor.processes) == ("local", 1, 1)
 
 
 def test_configuration_names_a_missing_key(tmp_path: Path) -> None:

@@ -5,16 +5,12 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
-import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lmsplit.manifests.cli import main
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.reader import Manifest
 from lmsplit.train import experts
@@ -24,57 +20,26 @@ from lmsplit.train.evaluate import evaluate_domain
 from lmsplit.train.record import RunRecord, read_record
 from lmsplit.train.tokenizer import DocumentEncoder
 from lmsplit.train.trainer import DomainTrainer
+from tests.train.runs import MODEL, Command, Result, campaign_of, write_configuration
 
-pytestmark = pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning")
+pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]
 
+STEP = 4 * 64
+"""Tokens in a step at most."""
 DOMAINS = ("d00000", "d00001", "d00002", "d00003")
 
 
-class Result(NamedTuple):
-    code: int
-    out: str
-    err: str
-
-
-Command = Callable[..., Result]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
-def lmsplit(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    def run(*arguments: str) -> Result:
-        monkeypatch.setattr(sys, "argv", ["lmsplit", *arguments])
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            main()
-        code = stopped.value.code
-        return Result(code if isinstance(code, int) else 0, *capsys.readouterr())
-
-    return run
-
-
-def write_configuration(directory: Path, manifest_path: Path) -> Path:
-    model = {"model_type": "llama", "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1}
-    model |= {"num_attention_heads": 2, "num_key_value_heads": 2, "tie_word_embeddings": True}
-    values = {
-        "manifest": str(manifest_path),
-        "output": str(directory / "out"),
-        "model": {"config": model},
-        "tokenizer": {"vocabulary_size": 600},
-        "seed_model": {"tokens": 20_000, "learning_rate": 0.01},
-        "expert": {"tokens": 8_000, "learning_rate": 0.01},
-        "sft": {"max_length": 64, "per_device_train_batch_size": 4},
-    }
-    path = directory / "train.yaml"
-    path.write_text(yaml.safe_dump(values))
-    return path
+def small_configuration(directory: Path, manifest_path: Path) -> Path:
+    """One that experts learn something with."""
+    return write_configuration(
+        directory,
+        manifest_path,
+        model={"config": MODEL | {"hidden_size": 32, "intermediate_size": 48}},
+        tokenizer={"vocabulary_size": 600},
+        seed_model={"tokens": 20_000, "learning_rate": 0.01},
+        expert={"tokens": 8_000, "learning_rate": 0.01},
+        sft={"max_length": 64, "per_device_train_batch_size": 4},
+    )
 
 
 class Trained(NamedTuple):
@@ -86,7 +51,7 @@ class Trained(NamedTuple):
 def done(tmp_path_factory: pytest.TempPathFactory, manifest_path: Path) -> Trained:
     """What `lmsplit train --all` did in a process of its own."""
     directory = tmp_path_factory.mktemp("trained")
-    path = write_configuration(directory, manifest_path)
+    path = small_configuration(directory, manifest_path)
     command = [sys.executable, "-c", "from lmsplit.manifests.cli import main; main()", "train", str(path), "--all"]
     done = subprocess.run(command, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return Trained(path, Result(done.returncode, done.stdout, done.stderr))
@@ -131,7 +96,12 @@ def test_output_is_laid_out_as_documented(trained: Path) -> None:
     for model in (output / "seed", output / "experts" / "d00002"):
         names = {entry.name for entry in model.iterdir()}
         assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "run.json"} <= names
-        assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl")) or name.startswith(".")}
+        assert {"lineage.json", "order.parquet"} <= names
+        assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl")) or name.startswith((".", "checkpoint"))}
+    packs = {entry.name for entry in (output / "packed").iterdir()}
+    assert packs == {each.pack for each in records(trained)["seed"].domains.values()}
+    for pack in packs:
+        assert {entry.name for entry in (output / "packed" / pack).iterdir()} == {"rows.arrow", "spans.parquet", "pack.json"}
     assert load(Training, output / "config.yaml") == load(Training, trained)
 
 
@@ -139,19 +109,29 @@ def test_records_say_what_was_trained(trained: Path, manifest_path: Path) -> Non
     manifest = Manifest.open(manifest_path)
     found = records(trained)
     seed = found["seed"]
-    assert 20_000 <= seed.pretraining_tokens < 20_064
+    assert 20_000 <= seed.pretraining_tokens < 20_000 + STEP
     assert (seed.kind, seed.specialization_tokens, set(seed.losses)) == ("seed", 0, set(DOMAINS))
-    assert seed.num_documents == sum(domain.splits["train"] for domain in manifest.domains)
+    assert {name: each.num_documents for name, each in seed.domains.items()} == {
+        domain.domain: domain.splits["train"] for domain in manifest.domains
+    }
+    assert {each.before for each in seed.losses.values()} == {None}
     for name in DOMAINS:
         expert = found[name]
         assert expert.manifest.digest == manifest.digest
         assert expert.seed_weights_sha256 == seed.weights_sha256 != expert.weights_sha256
         assert (expert.pretraining_tokens, expert.label) == (seed.pretraining_tokens, manifest.domain(name).label)
-        assert 8_000 <= expert.specialization_tokens < 8_064
+        assert 8_000 <= expert.specialization_tokens < 8_000 + STEP
         assert expert.flops == 6 * expert.num_parameters * expert.specialization_tokens
-        assert expert.num_documents == manifest.domain(name).splits["train"]
-        assert expert.losses[name].num_documents == manifest.domain(name).splits["heldout"]
-        assert expert.losses[name].before == seed.loss(name)
+        assert list(expert.domains) == [name]
+        own = expert.domains[name]
+        assert (own.num_documents, own.num_filtered) == (manifest.domain(name).splits["train"], 0)
+        assert own.trained_tokens == expert.specialization_tokens <= expert.num_steps * STEP
+        assert (expert.batch_rows, expert.max_length) == (4, 64)
+        assert set(expert.losses) == set(DOMAINS)
+        for other in DOMAINS:
+            assert expert.losses[other].num_documents == manifest.domain(other).splits["heldout"]
+            assert expert.losses[other].before == seed.loss(other)
+        assert [each.step for each in expert.evaluations] == [0, expert.num_steps]
 
 
 def test_models_open_with_transformers_and_have_the_recorded_loss(trained: Path, manifest_path: Path) -> None:
@@ -233,7 +213,7 @@ def test_other_tokenizer_is_refused_where_one_is(trained: Path, lmsplit: Command
 
 
 def test_expert_without_a_seed_is_a_clear_error(manifest_path: Path, tmp_path: Path, lmsplit: Command) -> None:
-    result = lmsplit("train", str(write_configuration(tmp_path, manifest_path)), "--domain", "d00000")
+    result = lmsplit("train", str(small_configuration(tmp_path, manifest_path)), "--domain", "d00000")
     assert result.code == 2
     assert "there is no seed in" in result.err
     assert "train it first with --seed-model" in result.err
@@ -245,15 +225,15 @@ def test_unknown_domain_is_a_clear_error(trained: Path, lmsplit: Command) -> Non
     assert "has no domain 'd00009': it has d00000 to d00003" in result.err
 
 
-@pytest.mark.parametrize("options", [[], ["--all", "--seed-model"], ["--domain", "d00000", "--all"]])
+@pytest.mark.parametrize("options", [[], ["--all", "--seed-model"], ["--domain", "d00000", "--all"], ["--merge", "--all"]])
 def test_train_needs_exactly_one_target(trained: Path, lmsplit: Command, options: list[str]) -> None:
     result = lmsplit("train", str(trained), *options)
     assert result.code == 2
-    assert "exactly one of --seed-model, --domain D and --all" in result.err
+    assert "exactly one of --seed-model, --domain D, --all and --merge" in result.err
 
 
 def test_strict_errors_come_before_any_work(manifest_path: Path, tmp_path: Path, lmsplit: Command) -> None:
-    path = write_configuration(tmp_path, manifest_path)
+    path = small_configuration(tmp_path, manifest_path)
     for override, message in (("sft.weigth_decay=0.1", "did you mean"), ("expert.interference={}", "later release")):
         result = lmsplit("train", str(path), "--all", "--set", override)
         assert result.code == 2
@@ -266,11 +246,16 @@ def test_diverged_run_publishes_nothing(
 ) -> None:
     sound = DomainTrainer.compute_loss
     monkeypatch.setattr(DomainTrainer, "compute_loss", lambda *args, **kwargs: sound(*args, **kwargs) * float("nan"))
-    path = write_configuration(tmp_path, manifest_path)
-    result = lmsplit("train", str(path), "--seed-model", "--set", "seed_model.tokens=600")
+    path = small_configuration(tmp_path, manifest_path)
+    result = lmsplit("train", str(path), "--seed-model", "--set", "seed_model.tokens=600", "--set", "sft.save_steps=1")
     assert result.code == 1
     assert "the loss is nan after 3 steps: lower its learning_rate" in result.err
-    assert {entry.name for entry in (tmp_path / "out").iterdir()} == {"config.yaml", "packed", "placement", "tokenizer"}
+    left = {"config.yaml", "packed", "placement", "tokenizer", ".seed.partial"}
+    assert {entry.name for entry in (tmp_path / "out").iterdir()} == left
+    scratch = {entry.name for entry in (tmp_path / "out" / ".seed.partial").iterdir()}
+    assert scratch - {"README.md"} == {".lock", "lineage.json", "order.parquet"}
+    monkeypatch.undo()
+    assert experts.train_seed(campaign_of(path, "seed_model.tokens=600", "seed_model.learning_rate=0.001")) is not None
 
 
 def test_users_own_train_module_does_not_matter(

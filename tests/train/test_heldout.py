@@ -1,0 +1,173 @@
+"""Which held-out documents are measured, when, and that the numbers are those of the weights at that moment."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from transformers import AutoModelForCausalLM, TrainerCallback
+
+from lmsplit.manifests.reader import Manifest
+from lmsplit.train import experts, heldout
+from lmsplit.train.config import Evaluation
+from lmsplit.train.evaluate import evaluate_texts
+from lmsplit.train.heldout import HeldOut, HeldOutCallback
+from lmsplit.train.loss import HeldOutLoss
+from lmsplit.train.record import Loss
+from tests.train.runs import Watched, campaign_of, write_configuration
+
+pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]
+
+DOMAINS = ["d00000", "d00001", "d00002"]
+
+
+@pytest.fixture
+def path(tmp_path: Path, licensed_manifest: Path) -> Path:
+    return write_configuration(tmp_path, licensed_manifest)
+
+
+def heldout_texts(manifest: Path, domain: str) -> list[str]:
+    batches = Manifest.open(manifest).documents(domain=domain, split="heldout", columns=["text"])
+    return [text for batch in batches for text in batch.column("text").to_pylist()]
+
+
+def chosen(manifest: Path, documents: int | None, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:
+    """Return the texts that are measured of each domain, in order."""
+    measured: list[list[str]] = []
+
+    def listed(_model, _encoder, batches, _max_length) -> HeldOutLoss:
+        measured.append([text for batch in batches for text in batch])
+        return HeldOutLoss(len(measured[-1]), 0, 0, 0.0)
+
+    monkeypatch.setattr(heldout, "evaluate_texts", listed)
+    held_out = HeldOut(Manifest.open(manifest), None, 32, Evaluation(documents=documents))
+    found = held_out.measure(None)
+    assert {name: loss.num_documents for name, loss in found.items()} == held_out.num_documents()
+    return dict(zip(found, measured, strict=True))
+
+
+@pytest.mark.parametrize("documents", [1, 3, 5, 7, 10_000, None])
+def test_documents_are_evenly_chosen_from_all_that_are_held_out(
+    manifest_path: Path, monkeypatch: pytest.MonkeyPatch, documents: int | None
+) -> None:
+    for domain, texts in chosen(manifest_path, documents, monkeypatch).items():
+        held_out = heldout_texts(manifest_path, domain)
+        count = len(held_out) if documents is None else min(documents, len(held_out))
+        assert texts == [held_out[int(number * len(held_out) / count)] for number in range(count)]
+
+
+def test_documents_do_not_depend_on_how_the_manifest_is_read(licensed_manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = chosen(licensed_manifest, 3, monkeypatch)
+    read = Manifest.documents
+
+    def one_by_one(self, **named):
+        for batch in read(self, **named):
+            yield from (batch.slice(row, 1) for row in range(batch.num_rows))
+
+    monkeypatch.setattr(Manifest, "documents", one_by_one)
+    assert chosen(licensed_manifest, 3, monkeypatch) == whole
+    assert {len(texts) for texts in whole.values()} == {3}
+
+
+def test_seed_and_experts_are_measured_on_the_same_documents(
+    path: Path, licensed_manifest: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[list[str]] = []
+    measure = evaluate_texts
+
+    def listed(model, encoder, batches, max_length) -> HeldOutLoss:
+        texts = [text for batch in batches for text in batch]
+        measured.append(texts)
+        return measure(model, encoder, [texts], max_length)
+
+    monkeypatch.setattr(heldout, "evaluate_texts", listed)
+    campaign = campaign_of(path, "evaluation.documents=3", "evaluation.every_steps=6")
+    seed = experts.train_seed(campaign)
+    assert seed is not None
+    experts.train_expert(campaign, campaign.manifest.domain("d00002"), seed)
+    rounds = [measured[start : start + 3] for start in range(0, len(measured), 3)]
+    assert len(rounds) == 3 + 2  # after steps 6, 12, 16; after 6 and 8: before its first step an expert is the seed
+    assert all(each == rounds[0] for each in rounds)
+    assert seed.losses["d00000"].num_documents == 3
+
+
+@pytest.mark.parametrize("documents", ["2", "null"])
+def test_counts_are_those_of_the_documents(path: Path, licensed_manifest: Path, documents: str) -> None:
+    campaign = campaign_of(path, f"evaluation.documents={documents}")
+    seed = experts.train_seed(campaign)
+    assert seed is not None
+    for domain, losses in seed.losses.items():
+        texts = heldout_texts(licensed_manifest, domain)
+        texts = texts if documents == "null" else [texts[0], texts[len(texts) // 2]]
+        assert losses.num_documents == len(texts)
+        assert losses.num_bytes == sum(len(text.encode()) for text in texts)
+        assert losses.num_tokens == sum(map(len, campaign.encoder.encode(texts)))
+
+
+def test_evaluations_are_those_of_the_checkpoints(path: Path, licensed_manifest: Path) -> None:
+    keys = ("evaluation.every_steps=5", "sft.save_steps=5", "sft.save_total_limit=9", "evaluation.documents=null")
+    campaign = campaign_of(path, *keys)
+    seed = experts.train_seed(campaign)
+    assert seed is not None
+    assert [each.step for each in seed.evaluations] == [5, 10, 15, 16]
+    assert seed.evaluations[-1].tokens == seed.pretraining_tokens
+    assert {name: each.after for name, each in seed.losses.items()} == seed.evaluations[-1].losses
+    directory = campaign.output / "seed"
+    for evaluation in seed.evaluations:
+        assert list(evaluation.losses) == DOMAINS
+        weights = directory if evaluation.step == 16 else directory / f"checkpoint-{evaluation.step}"
+        model = AutoModelForCausalLM.from_pretrained(weights)
+        for domain, loss in evaluation.losses.items():
+            expected = evaluate_texts(model, campaign.encoder, [heldout_texts(licensed_manifest, domain)], 32)
+            assert loss == Loss.of(expected)
+    assert len({each.losses["d00000"].nats_per_token for each in seed.evaluations}) == 4
+
+
+def test_tokens_of_evaluations_are_those_of_the_rows_so_far(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    campaign = campaign_of(path, "evaluation.every_steps=7")
+    seed = experts.train_seed(campaign)
+    assert seed is not None
+    lengths = []
+    for each in seed.domains.values():
+        with pa.memory_map(str(campaign.output / "packed" / each.pack / "rows.arrow")) as source:
+            lengths.append([len(ids) for ids in pa.ipc.open_stream(source).read_all()["input_ids"].to_pylist()])
+    order = pq.read_table(campaign.output / "seed" / "order.parquet").to_pylist()
+    for evaluation in seed.evaluations:
+        rows = [row for row in order if row["step"] <= evaluation.step]
+        assert evaluation.tokens == sum(lengths[row["pack"]][row["row"]] for row in rows)
+
+
+def test_measuring_changes_nothing_in_the_training(path: Path) -> None:
+    plain = experts.train_seed(campaign_of(path))
+    often = experts.train_seed(campaign_of(path, "evaluation.every_steps=1", f"output={path.parent / 'often'}"))
+    assert plain is not None
+    assert often is not None
+    assert often.weights_sha256 == plain.weights_sha256
+    assert [each.step for each in often.evaluations] == list(range(1, 17))
+
+
+def test_expert_of_a_seed_measured_on_other_documents_is_measured_before(path: Path) -> None:
+    seed = experts.train_seed(campaign_of(path, "evaluation.documents=1"))
+    assert seed is not None
+    campaign = campaign_of(path, "evaluation.documents=null")
+    expert = experts.train_expert(campaign, campaign.manifest.domain("d00001"), seed)
+    assert expert is not None
+    model = AutoModelForCausalLM.from_pretrained(campaign.output / "seed")
+    expected = {name: Loss.of(loss) for name, loss in HeldOut.of(campaign).measure(model).items()}
+    assert {name: each.before for name, each in expert.losses.items()} == expected == expert.evaluations[0].losses
+    assert expected["d00001"] != seed.loss("d00001")
+
+
+def test_callback_takes_up_only_what_was_measured_up_to_the_checkpoint(tmp_path: Path, watched: Watched, path: Path) -> None:
+    """An attempt measured after steps 2 and 4 and then lost what came after its checkpoint of step 3."""
+    keys = ("evaluation.every_steps=2", "sft.save_steps=3")
+    assert isinstance(HeldOutCallback, type(TrainerCallback))
+    watched.cut_off(5, lambda: experts.train_seed(campaign_of(path, *keys)))
+    kept = (tmp_path / "out" / ".seed.partial" / "evaluations.json").read_text()
+    assert kept.count('"step": 2') == kept.count('"step": 4') == 1
+    record = experts.train_seed(campaign_of(path, *keys))
+    assert record is not None
+    assert [each.step for each in record.evaluations] == list(range(2, 17, 2))
+    assert np.all(np.diff([each.tokens for each in record.evaluations]) > 0)
