@@ -78,11 +78,11 @@ def test_nothing_excluded_was_seen(path: Path, licensed_manifest: Path, lmsplit:
     found = audit(lmsplit, output / "seed")
     tokens = seen(output / "seed", output)
     by_license = {
-        license: {
-            "documents": sum(documents[doc_id]["license"] == license for doc_id in tokens),
-            "tokens": sum(count for doc_id, count in tokens.items() if documents[doc_id]["license"] == license),
+        name: {
+            "documents": sum(documents[doc_id]["license"] == name for doc_id in tokens),
+            "tokens": sum(count for doc_id, count in tokens.items() if documents[doc_id]["license"] == name),
         }
-        for license in ("cc0", "mit")
+        for name in ("cc0", "mit")
     }
     assert (found["ok"], found["columns"]["license"]) == (True, by_license)
     assert set(found["columns"]["source"]) == {"site 1", "site 2", "site 4"}
@@ -105,8 +105,8 @@ def test_filter_of_a_phase_is_its_own(path: Path, licensed_manifest: Path, lmspl
     result = lmsplit("train", str(path), "--domain", domain, *filters)
     assert result.code == 0, result.err
     output = path.parent / "out"
-    for run, license in ((output / "seed", "mit"), (output / "experts" / domain, "cc0")):
-        assert {documents[doc_id]["license"] for doc_id in seen(run, output)} == {license}
+    for run, name in ((output / "seed", "mit"), (output / "experts" / domain, "cc0")):
+        assert {documents[doc_id]["license"] for doc_id in seen(run, output)} == {name}
     found = audit(lmsplit, output / "experts" / domain)
     assert (found["ok"], set(found["columns"]["license"])) == (True, {"mit", "cc0"})
 
