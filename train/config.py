@@ -59,7 +59,9 @@ class _Phase(_Section):
     """What the seed's and the experts' training have in common."""
 
     tokens: Tokens
-    """Tokens to train on, for each model; the last step may pass it. More than there are means repetition."""
+    """Tokens to train on, for each model; passed by less than a row of each domain and one step. More than there are means
+    repetition.
+    """
     learning_rate: LearningRate | None = None
     """Peak learning rate; null: the preset's."""
     where: Where | None = None

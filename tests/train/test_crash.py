@@ -1,9 +1,10 @@
 """Real processes, killed: SIGKILL at random steps changes no bit; and how several processes are started, or refused."""
 
+import contextlib
+import fcntl
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import textwrap
@@ -12,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lmsplit.train import experts
@@ -56,14 +58,8 @@ def run(*arguments: str, **changed: str) -> "subprocess.CompletedProcess[str]":
 
 
 def kill_after(step: int, delay_s: float, scratch: Path, command: Sequence[str]) -> None:
-    """Start a command in a process group of its own, and kill all of it soon after a checkpoint's directory is there."""
-    process = subprocess.Popen(
-        [sys.executable, *command],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        env=environment(),
-        start_new_session=True,
-    )
+    """Start a command, and kill it and all that it started soon after a checkpoint's directory is there."""
+    process = psutil.Popen([sys.executable, *command], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment())
     try:
         deadline = time.monotonic() + 120
         while newest(scratch) < step:
@@ -72,8 +68,32 @@ def kill_after(step: int, delay_s: float, scratch: Path, command: Sequence[str])
             time.sleep(0.002)
         time.sleep(delay_s)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+        kill_tree(process)
+    deadline = time.monotonic() + 20
+    while is_locked(scratch):  # a killed process is gone a moment later
+        assert time.monotonic() < deadline, "somebody still has the run"
+        time.sleep(0.01)
+    before = newest(scratch)
+    time.sleep(0.3)
+    assert newest(scratch) == before, "something still trains"
+
+
+def kill_tree(process: psutil.Popen) -> None:
+    """Kill a process and its descendants: torchrun's are in sessions of their own, and go on when torchrun alone is killed."""
+    descendants = process.children(recursive=True) if process.is_running() else []
+    for each in (process, *descendants):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            each.kill()
+    process.wait()
+
+
+def is_locked(scratch: Path) -> bool:
+    try:
+        with (scratch / ".lock").open() as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    return False
 
 
 def newest(scratch: Path) -> int:

@@ -85,10 +85,10 @@ def test_max_repetitions_cut_the_budget(path: Path) -> None:
 
 
 def test_replay_comes_from_the_others_in_their_natural_ratios(path: Path) -> None:
-    record = train_expert(path, "d00001", "expert.tokens=4000", "expert.replay=0.5")
-    assert list(record.domains) == ["d00001", "d00000", "d00002"]
-    others = {name: record.domains[name].num_tokens for name in ("d00000", "d00002")}
-    wanted = {"d00001": 2000.0} | {name: 2000 * size / sum(others.values()) for name, size in others.items()}
+    record = train_expert(path, "d00000", "expert.tokens=4000", "expert.replay=0.5")
+    assert list(record.domains) == ["d00000", "d00001", "d00002"]
+    others = {name: record.domains[name].num_tokens for name in ("d00001", "d00002")}
+    wanted = {"d00000": 2000.0} | {name: 2000 * size / sum(others.values()) for name, size in others.items()}
     for name, tokens in wanted.items():
         assert abs(record.domains[name].trained_tokens - tokens) <= STEP
     assert record.specialization_tokens == sum(each.trained_tokens for each in record.domains.values())

@@ -12,9 +12,6 @@ from tests.train.runs import Command, write_configuration
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]
 
-NO_GPL = "d00000"
-"""Filled in by `domains`: see `licensed_manifest`."""
-
 
 @pytest.fixture
 def path(tmp_path: Path, licensed_manifest: Path) -> Path:
