@@ -9,7 +9,7 @@ import pytest
 from lmsplit.partition.config import Partition
 from lmsplit.partition.pipeline import partition
 from tests.partition.corpora import topical, write
-from tests.train.runs import Command, Result, Watched
+from tests.train.runs import Command, Result, Watched, write_configuration
 
 LICENSES = ("mit", "cc0", "gpl")
 
@@ -36,6 +36,12 @@ def licensed_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
     }
     partition(Partition.model_validate(keys))
     return directory / "manifest"
+
+
+@pytest.fixture
+def path(tmp_path: Path, licensed_manifest: Path) -> Path:
+    """A configuration of its own for the test, over `licensed_manifest`."""
+    return write_configuration(tmp_path, licensed_manifest)
 
 
 @pytest.fixture

@@ -13,9 +13,10 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from lmsplit.manifests.configuration import load
-from lmsplit.train import phase
+from lmsplit.train import experts, phase
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import Training
+from lmsplit.train.record import RunRecord
 from lmsplit.train.trainer import DomainTrainer
 
 MODEL = {
@@ -60,6 +61,13 @@ def write_configuration(directory: Path, manifest: Path, **keys: Any) -> Path:
 def campaign_of(path: Path, *overrides: str) -> Campaign:
     """Open a configuration with `--set` overrides."""
     return Campaign.open(load(Training, path, overrides))
+
+
+def train(path: Path, *overrides: str) -> RunRecord:
+    """Train the seed of a configuration with `--set` overrides."""
+    record = experts.train_seed(campaign_of(path, *overrides))
+    assert record is not None
+    return record
 
 
 def weights(model: Path) -> str:

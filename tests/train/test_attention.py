@@ -1,6 +1,6 @@
 """No document in a packed row sees another: against each document alone, on several architectures, and where a model leaks."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from itertools import chain
 from pathlib import Path
@@ -33,6 +33,8 @@ from lmsplit.train.attention import check_attention, confine, is_flat
 from lmsplit.train.batches import RowCollator
 from tests.train.test_trainer import TOKENIZER
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NUM_WORDS = 60
 SHAPE = {
     "vocab_size": NUM_WORDS,
@@ -62,14 +64,6 @@ ARCHITECTURES: dict[str, Callable[[str], PreTrainedModel]] = {
         GPT2Config(vocab_size=NUM_WORDS, n_embd=16, n_layer=2, n_head=2, initializer_range=0.3), attn_implementation=kind
     ),
 }
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @cache

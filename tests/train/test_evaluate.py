@@ -1,5 +1,4 @@
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -12,16 +11,10 @@ from lmsplit.train.evaluate import cut_windows, evaluate_texts
 from lmsplit.train.loss import HeldOutLoss
 from lmsplit.train.tokenizer import DocumentEncoder, train_tokenizer
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 ENCODER = DocumentEncoder(train_tokenizer([["a few words to learn from", "a few more words"]], 300))
 TEXTS = ["a few words", "", "naïve words, more of them, far beyond one window", "to", "more " * 40]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import pytest
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.train import experts
 from lmsplit.train.record import RunRecord
-from tests.train.runs import Command, Watched, campaign_of, write_configuration
+from tests.train.runs import Command, Watched, campaign_of, train
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]
 
@@ -16,17 +16,6 @@ ROW = 32
 STEP = 4 * ROW
 """Tokens in a step at most."""
 DOMAINS = ("d00000", "d00001", "d00002")
-
-
-@pytest.fixture
-def path(tmp_path: Path, licensed_manifest: Path) -> Path:
-    return write_configuration(tmp_path, licensed_manifest)
-
-
-def train(path: Path, *overrides: str) -> RunRecord:
-    record = experts.train_seed(campaign_of(path, *overrides))
-    assert record is not None
-    return record
 
 
 def train_expert(path: Path, domain: str, *overrides: str) -> RunRecord:

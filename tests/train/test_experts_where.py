@@ -8,14 +8,9 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from tests.train.runs import Command, write_configuration
+from tests.train.runs import Command
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]
-
-
-@pytest.fixture
-def path(tmp_path: Path, licensed_manifest: Path) -> Path:
-    return write_configuration(tmp_path, licensed_manifest)
 
 
 def table(manifest: Path) -> dict[str, dict]:

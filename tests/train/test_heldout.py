@@ -13,16 +13,11 @@ from lmsplit.train.evaluate import evaluate_texts
 from lmsplit.train.heldout import HeldOut
 from lmsplit.train.loss import HeldOutLoss
 from lmsplit.train.record import Loss
-from tests.train.runs import Watched, campaign_of, write_configuration
+from tests.train.runs import Watched, campaign_of
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]
 
 DOMAINS = ["d00000", "d00001", "d00002"]
-
-
-@pytest.fixture
-def path(tmp_path: Path, licensed_manifest: Path) -> Path:
-    return write_configuration(tmp_path, licensed_manifest)
 
 
 def heldout_texts(manifest: Path, domain: str) -> list[str]:

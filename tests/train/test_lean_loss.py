@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -23,6 +23,8 @@ from transformers import (
 )
 
 from lmsplit.train.lean_loss import add_lean_loss
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 NUM_WORDS = 60
 SHAPE = {
@@ -53,14 +55,6 @@ OWN: dict[str, Callable[[], PreTrainedModel]] = {
 def gemma2(cap: float | None) -> PreTrainedModel:
     config = Gemma2Config(**SHAPE, head_dim=8, final_logit_softcapping=cap)
     return Gemma2ForCausalLM._from_config(config, attn_implementation="eager")
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def made(name: str) -> PreTrainedModel:

@@ -10,21 +10,13 @@ from lmsplit.train.config import InlineModel
 from lmsplit.train.models import build_model, count_parameters, describe_model, has_given_weights, preset_of
 from lmsplit.train.presets import GIVEN, PRESETS
 from lmsplit.train.tokenizer import train_tokenizer
+from tests.train.runs import MODEL
 
 TOKENIZER = train_tokenizer([["some words to learn"]], 280)
-SHAPE = {
-    "model_type": "llama",
-    "hidden_size": 16,
-    "intermediate_size": 24,
-    "num_hidden_layers": 1,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "tie_word_embeddings": True,
-}
 
 
 def inline(**fields: object) -> InlineModel:
-    return InlineModel(config=SHAPE | fields)
+    return InlineModel(config=MODEL | fields)
 
 
 def equal(left: PreTrainedModel, right: PreTrainedModel) -> bool:

@@ -10,23 +10,12 @@ import pytest
 from lmsplit.train import experts
 from lmsplit.train.lineage import checkpoint_steps
 from lmsplit.train.record import RunRecord, read_record
-from tests.train.runs import Command, StepsSeen, Watched, campaign_of, weights, write_configuration
+from tests.train.runs import Command, StepsSeen, Watched, campaign_of, train, weights
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]
 
 EVERY_3 = ("sft.save_steps=4", "evaluation.every_steps=3")
 CLOCK = {"wall_time_s", "tokens_per_s", "data_wait_fraction", "model_flops_utilization"}
-
-
-@pytest.fixture
-def path(tmp_path: Path, licensed_manifest: Path) -> Path:
-    return write_configuration(tmp_path, licensed_manifest)
-
-
-def train(path: Path, *overrides: str) -> RunRecord:
-    record = experts.train_seed(campaign_of(path, *overrides))
-    assert record is not None
-    return record
 
 
 def without_clock(record: RunRecord) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import torch
 from lmsplit.manifests.errors import LmsplitError
 from lmsplit.train import experts, workers
 from lmsplit.train.workers import Workers
-from tests.train.runs import Command, campaign_of, weights, write_configuration
+from tests.train.runs import Command, campaign_of, weights
 from tests.train.test_experts_where import domain_without_gpl
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]
@@ -25,11 +25,6 @@ LENGTHS = ("--set", "expert.domain_tokens={d00001: 3000, d00002: 2000}")
 @pytest.fixture(autouse=True)
 def one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-
-
-@pytest.fixture
-def path(tmp_path: Path, licensed_manifest: Path) -> Path:
-    return write_configuration(tmp_path, licensed_manifest)
 
 
 def test_two_workers_give_the_weights_of_one(path: Path, lmsplit: Command) -> None:
