@@ -75,9 +75,12 @@ class Workers:
         Returns:
             Why each one failed that did.
         """
-        with ThreadPoolExecutor(self._workers) as pool:
-            running = {name: pool.submit(self.train, ["--domain", name], name) for name in names}
+        pool = ThreadPoolExecutor(self._workers)
+        running = {name: pool.submit(self.train, ["--domain", name], name) for name in names}
+        try:
             _watch(list(running.values()))
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an interrupt, no other expert begins
         errors = {name: future.exception() for name, future in running.items()}
         for error in errors.values():
             if error is not None and not isinstance(error, LmsplitError):
