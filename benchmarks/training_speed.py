@@ -7,7 +7,8 @@ is: the model's own loss, the documents' attention mask, nothing logged. `lmspli
 `TRL, defaults` has its own gradient checkpointing too. `compiled` ones use `torch.compile`; their first steps are left out.
 
 - `tokens/s`: of the median step, the first ones left out; median over rounds. `ratio`: to the bare loop of the round, median.
-- `loss`: mean over the last steps, nats per token; `data wait`: share of the time that the trainer waited for its next batch.
+- `loss`: mean over the last log line's steps (the bare loop: its last five), nats per token; `data wait`: share of the time that
+  the trainer waited for its next batch.
 - `utilization`: 6 · parameters · tokens/s over the peak of the device (a GPU's by its data sheet, a CPU's measured).
 """
 

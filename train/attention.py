@@ -19,8 +19,8 @@ FLAT: Final = frozenset(
 )
 _PIECE: Final = 8
 _LARGEST_DIFFERENCE: Final = {torch.float32: 1e-3, torch.bfloat16: 5e-2, torch.float16: 1e-2}
-"""Of logits, relative to their standard deviation. Measured on presets with fresh weights: rounding is below 1e-5 in float32,
-a leak above 0.05.
+"""Of logits, relative to their standard deviation. Seen on the presets 1m to 30m with fresh weights: rounding is below 5e-6 in
+float32, a leak above 5. In 16 bits: assumption.
 """
 
 

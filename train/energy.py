@@ -43,9 +43,8 @@ def measured_energy(wanted: bool) -> Iterator[Energy]:
     logging.getLogger("codecarbon").setLevel(logging.ERROR)
     with warnings.catch_warnings():  # it says that save_to_file is old; where warnings are errors it would not measure
         warnings.simplefilter("ignore", DeprecationWarning)
-        tracker = OfflineEmissionsTracker(
-            country_iso_code="USA", save_to_file=False, save_to_api=False, log_level="error"
-        )  # it must have one
+        # It must have a country, which energy does not depend on.
+        tracker = OfflineEmissionsTracker(country_iso_code="USA", save_to_file=False, save_to_api=False, log_level="error")
     tracker.start()
     try:
         yield energy

@@ -1,10 +1,10 @@
 """The language-model loss without handing out the logits, and in float32 or on a GPU without ever holding them all.
 
 The logits of a step are its largest tensor by far (8,192 tokens × 8,192 words: 268 MB in float32, held three times over).
-PyTorch's chunked `linear_cross_entropy` keeps a part of them at a time, in the cache: measured on 2 cores, 1.6 to 2.2 times as
-fast in float32 for the presets 1m and 5m. In bfloat16 on a CPU chunks gain nothing (measured), but accelerate turns every
-output of a model into float32, and not handing out the logits saves that: 8 % of a step. See
-`benchmarks/results/training_speed.md`.
+PyTorch's chunked `linear_cross_entropy` keeps a part of them at a time, in the cache: whole steps are 1.32, 1.17 and 1.09 times
+as fast as a bare loop's at 1, 5 and 10 million parameters in float32 on 2 cores (`benchmarks/results/training_speed.md`). In
+bfloat16 on a CPU chunks gained little or nothing (tried by hand), but accelerate turns every output of a model into float32,
+and not handing out the logits saves that.
 
 It is used where it gives the model's own loss on a probe (see `add_lean_loss`): a model that caps, scales or shifts its
 logits keeps its own. Needs PyTorch 2.13; older ones keep transformers' loss. This does *not* count or weight tokens.
@@ -22,7 +22,7 @@ from lmsplit.train.attention import probe_precision
 from lmsplit.train.batches import IGNORED
 
 _CHUNK_TOKENS: Final = 512
-"""Measured: 256 to 1,024 are within 10 % of each other for the presets on a CPU."""
+"""256 to 1,024 were much alike in float32 at 5m on a CPU (tried by hand)."""
 _TOLERANCE: Final = 1e-2
 """Between the two losses on the probe, relative: above the rounding of 16 bits."""
 _LARGE_LOGITS: Final = 100.0

@@ -1,8 +1,8 @@
 """`DomainTrainer`: TRL's `SFTTrainer`, constructed the same way, at the speed of the bare loop, with every token accounted for.
 
 What differs from TRL 1.16, and nothing else:
-- the loss is transformers' own, or the same without its logits (see `lean_loss`), where TRL's per-token loss and metrics cost
-  up to a factor of three on small models (measured: `benchmarks/results/training_speed.md`); entropy and token accuracy are
+- the loss is transformers' own, or the same without its logits (see `lean_loss`), where TRL's per-token loss and metrics halve
+  the speed of small models (measured: `benchmarks/results/training_speed.md`); entropy and token accuracy are
   therefore not logged. `loss_type="dft"`, label smoothing, a loss function of your own and mixture-of-experts models keep
   TRL's path;
 - nothing waits for the device but a log line (and, where text is padded instead of packed, transformers' look at the mask);
@@ -47,7 +47,7 @@ from lmsplit.train.lean_loss import add_lean_loss
 from lmsplit.train.meter import Meter, peak_flops
 
 _COMPARED_ROWS = 200
-"""Rows, evenly chosen, by which a resumed run knows its data: 20 ms, whatever their number. `lmsplit train` compares digests."""
+"""Rows, evenly chosen, by which a resumed run knows its data, however many there are. `lmsplit train` compares digests."""
 
 
 @dataclass
