@@ -63,6 +63,7 @@ _SHARED_DEFAULTS: Final[dict[str, Any]] = {
     "logging_steps": 10,
     "logging_nan_inf_filter": False,  # or the loss of a diverged run would look sound
     "disable_tqdm": True,
+    "ddp_find_unused_parameters": False,  # every parameter of a causal model is used; looking for others costs a pass
     "save_strategy": "steps",
     "save_steps": 0.1,  # a share of the steps where it is below 1
     "save_total_limit": 1,

@@ -23,9 +23,11 @@ What differs from TRL 1.16, and nothing else:
 Every other option, the preparation of raw text included, is TRL's. This does *not* choose rows or steps (see `experts`).
 """
 
+import atexit
 import hashlib
 import json
 import time
+import weakref
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +47,7 @@ from lmsplit.train.attention import check_attention, confine, is_flat
 from lmsplit.train.batches import MappedRows, RowBatches, RowCollator
 from lmsplit.train.lean_loss import add_lean_loss
 from lmsplit.train.meter import Meter, peak_flops
+from lmsplit.train.processes import leave_at_exit
 
 _COMPARED_ROWS = 200
 """Rows, evenly chosen, by which a resumed run knows its data, however many there are. `lmsplit train` compares digests."""
@@ -132,7 +135,11 @@ class DomainTrainer(SFTTrainer):
             path = get_last_checkpoint(self.args.output_dir) if found is True else str(found)
             if path is not None:
                 self._check_data(Path(path))
-        return super().train(resume_from_checkpoint, *arguments, **named)
+        output = super().train(resume_from_checkpoint, *arguments, **named)
+        if self.args.world_size > 1:
+            leave_at_exit()
+            atexit.register(_let_go, weakref.ref(self))
+        return output
 
     def _data(self) -> dict[str, Any]:
         """Say what the run trains on, for its checkpoints."""
@@ -239,6 +246,13 @@ class DomainTrainer(SFTTrainer):
 
     def _send_telemetry(self) -> None:
         """Send nothing: training on private documents must not call out by itself."""
+
+
+def _let_go(trainer: weakref.ref[DomainTrainer]) -> None:
+    """Drop what holds the process group, so that it can be left."""
+    if (still := trainer()) is not None:
+        still.model_wrapped = still.model
+        still.accelerator.free_memory()
 
 
 def cpu_has_bf16() -> bool:

@@ -185,12 +185,18 @@ def test_users_own_script_trains_on_a_packs_rows(path: Path, tmp_path: Path) -> 
     (tmp_path / "own.py").write_text(
         textwrap.dedent(
             """
-            import json, sys
+            import atexit, json, sys
+            from pathlib import Path
             from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM, set_seed
             from lmsplit.train import DomainConfig, DomainTrainer
             from datasets import Dataset
 
+            def tell_threads():
+                names = [each.read_text().strip() for each in Path("/proc/self/task").glob("*/comm")]
+                print("at the end:", [name for name in names if "gloo" in name])
+
             rows, tokenizer, output = sys.argv[1:]
+            atexit.register(tell_threads)  # called after those that are registered later
             tokenizer = AutoTokenizer.from_pretrained(tokenizer)
             set_seed(0)
             shape = dict(hidden_size=16, intermediate_size=24, num_hidden_layers=1, num_attention_heads=2)
@@ -220,6 +226,7 @@ def test_users_own_script_trains_on_a_packs_rows(path: Path, tmp_path: Path) -> 
     assert said["steps"] == 2 * -(-packed.num_rows // 4)
     assert said["losses"][-1] < said["losses"][0] - 0.5
     assert (tmp_path / "own" / "model.safetensors").exists()
+    assert done.stdout.count("at the end: []") == 2, done.stdout  # a thread of gloo would abort the process now and then
     alone = run(str(tmp_path / "own.py"), *arguments)
     assert alone.returncode != 0
     assert "the run was asked for 2 processes and has 1" in alone.stderr
