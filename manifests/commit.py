@@ -19,7 +19,7 @@ import hashlib
 import json
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from lmsplit.manifests.errors import ConflictError, DamagedError, ManifestError
 from lmsplit.manifests.layout import COMMITS, SHA_DIGITS, commit_path, commit_version
@@ -119,6 +119,13 @@ class Gate(Record):
     findings: tuple[GateFinding, ...] = Field(description="reasons to look, those on all domains first")
 
 
+class ExportedFrom(Record):
+    """Where the documents of a hand-over come from."""
+
+    commit: Sha256 = Field(description="body_sha256 of the manifest that it was made from")
+    domains: tuple[str, ...] = Field(min_length=1, description="the domains that were chosen, sorted")
+
+
 class Body(Record):
     """What a manifest holds and how it was made; the same work gives the same body."""
 
@@ -145,6 +152,16 @@ class Body(Record):
     tier: str = Field(description="what is reproducible, in words: see Determinism")
     gate: Gate | None = Field(default=None, description="what the quality gate measured and found; null where not run")
     tombstones: tuple[dict[str, Any], ...] = Field(default=(), description="documents taken down since the parent")
+    exported_from: ExportedFrom | None = Field(
+        default=None, description="the manifest and domains that a hand-over was made from; absent in any other"
+    )
+
+    @model_serializer(mode="wrap")
+    def _serialize(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        content: dict[str, Any] = handler(self)
+        if self.exported_from is None:  # absent, not null: a body written before the key existed keeps its digest
+            del content["exported_from"]
+        return content
 
     @model_validator(mode="after")
     def _check_files(self) -> Self:

@@ -1,13 +1,28 @@
-"""Counts a manifest's documents by domain and the value of a column: which source feeds which domain, under which licence.
+"""Counts a manifest's documents by the values of its columns: which source feeds which domain, under which licence.
 
-Cost: one pass over four narrow columns; memory grows with the pairs found, not with the documents.
+Cost: one pass over the columns that are asked for and the sizes, a batch at a time; memory grows with the combinations found, not
+with the documents. Page checksums are verified. It reads no text and decides nothing.
 """
 
+from collections.abc import Iterator, Sequence
+from typing import Final
+
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from lmsplit.manifests.errors import DamagedError, ManifestError
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.schema import FIXED_COLUMNS
+
+MAX_CHARACTERS: Final = 200
+"""Values are told apart by so many first characters: a column may hold a whole licence text in every row."""
+
+_BATCH_ROWS: Final = 65_536
+_MAX_WAITING: Final = 1 << 18
+"""Counted rows that wait before they are added up: so no more than these and the combinations are held."""
+
+_SIZES: Final = ("documents", "bytes", "tokens")
 
 
 def crosstab(manifest: Manifest, column: str) -> pl.DataFrame:
@@ -25,22 +40,64 @@ def crosstab(manifest: Manifest, column: str) -> pl.DataFrame:
         ManifestError: there is no such column.
         DamagedError: a file is missing or cannot be read.
     """
+    found = count_by(manifest, ["domain", column])
+    assert found is not None, "nothing limits it"
+    found = found.rename({"value_0": "domain", "value_1": "value"})
+    return found.sort(["domain", "documents", "value"], descending=[False, True, False])
+
+
+def count_by(manifest: Manifest, columns: Sequence[str], limit: int | None = None) -> pl.DataFrame | None:
+    """Count documents by the values of several columns together.
+
+    Args:
+        manifest: the manifest.
+        columns: any columns, fixed or kept; their values are compared as text, by their first 200 characters.
+        limit: give up beyond so many combinations.
+
+    Returns:
+        `value_0`, `value_1`, … (null where the document has none), `documents`, `bytes`, `tokens` (null without a tokenizer), the
+        commonest combination first; None beyond the limit.
+
+    Raises:
+        ManifestError: there is no such column.
+        DamagedError: a file is missing or cannot be read.
+    """
     known = [*FIXED_COLUMNS, *manifest.body.columns]
-    if column not in known:
-        raise ManifestError(f"{manifest.store.root} has no column {column!r}: it has {', '.join(known)}")
-    counted = (
-        manifest.scan()
-        .select("domain", pl.col(column).cast(pl.String).alias("value"), "num_bytes", "num_tokens")
-        .group_by("domain", "value")
-        .agg(
-            pl.len().cast(pl.Int64).alias("documents"),
-            pl.col("num_bytes").sum().alias("bytes"),
-            pl.col("num_tokens").cast(pl.Int64).sum().alias("tokens"),
-        )
-        .sort(["domain", "documents", "value"], descending=[False, True, False])
-    )
+    for column in columns:
+        if column not in known:
+            raise ManifestError(f"{manifest.store.root} has no column {column!r}: it has {', '.join(known)}")
+    names = [f"value_{number}" for number in range(len(columns))]
+    found = pl.DataFrame(schema={**dict.fromkeys(names, pl.String), **dict.fromkeys(_SIZES, pl.Int64)})
+    waiting: list[pl.DataFrame] = []
+    for entry in manifest.data_files():
+        for batch in _batches(manifest, entry.path, dict(zip(names, columns, strict=True))):
+            waiting.append(_summed(batch, names))
+            if sum(map(len, waiting)) > max(_MAX_WAITING, len(found)):
+                found, waiting = _summed(pl.concat([found, *waiting]), names), []
+                if limit is not None and len(found) > limit:
+                    return None
+    found = _summed(pl.concat([found, *waiting]), names)
+    if limit is not None and len(found) > limit:
+        return None
+    if manifest.body.counts.tokens is None:
+        found = found.with_columns(pl.lit(None, pl.Int64).alias("tokens"))
+    return found.sort(["documents", *names], descending=[True, *(False for _ in names)])
+
+
+def _batches(manifest: Manifest, path: str, columns: dict[str, str]) -> Iterator[pl.DataFrame]:
+    """Yield one row a document, by the names that its values shall have."""
+    sizes = [pl.lit(1, pl.Int64).alias("documents"), pl.col("num_bytes").alias("bytes"), pl.col("num_tokens").alias("tokens")]
+    values = [pl.col(column).cast(pl.String).str.head(MAX_CHARACTERS).alias(name) for name, column in columns.items()]
+    wanted = list(dict.fromkeys([*columns.values(), "num_bytes", "num_tokens"]))
     try:
-        found = counted.collect(engine="streaming")
-    except (OSError, pl.exceptions.PolarsError) as error:
-        raise DamagedError("data", f"the documents of {manifest.store.root} cannot be read ({error}): run lmsplit verify") from error
-    return found if manifest.body.counts.tokens is not None else found.with_columns(pl.lit(None, pl.Int64).alias("tokens"))
+        with pq.ParquetFile(manifest.store.path(path), page_checksum_verification=True) as file:
+            for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
+                frame = pl.DataFrame(pa.Table.from_batches([batch]))
+                yield frame.select(*values, *(size.cast(pl.Int64) for size in sizes))
+    except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        message = f"{manifest.store.path(path)} cannot be read ({error}): run lmsplit verify {manifest.store.root} --deep"
+        raise DamagedError(path, message) from error
+
+
+def _summed(counts: pl.DataFrame, names: list[str]) -> pl.DataFrame:
+    return counts.group_by(names).agg(pl.col(*_SIZES).sum())

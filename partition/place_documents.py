@@ -146,7 +146,7 @@ class _Placer(NamedTuple):
 
     def _described(self, domain: int, distance: float, second: int, second_distance: float, margin: float) -> tuple[Any, ...]:
         runner_up = (None, None, None) if second < 0 else (domain_name(second), second_distance, margin)
-        return domain_name(domain), self.labels[domain_name(domain)], distance, *runner_up
+        return domain_name(domain), self.labels.get(domain_name(domain)), distance, *runner_up
 
 
 def _is_valid(text: str) -> bool:

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lmsplit.manifests.errors import ManifestError
+from lmsplit.manifests.layout import domain_name
 from lmsplit.manifests.placement import Encoder, Floats, PlacementRule, is_unit
 from lmsplit.manifests.reader import Domain, open_placement
 from lmsplit.train.layout import EXPERTS, PLACEMENT, SEED, placement_manifest
@@ -57,7 +58,7 @@ class Router:
         self._directory = directory
         self._rule = rule
         self._encoder = encoder
-        self._domains = domains
+        self._labels = {domain.domain: domain.label for domain in domains}
         self._manifest = placement_manifest(directory)
         self._fault = cache(self._look_for_fault)
 
@@ -88,18 +89,18 @@ class Router:
             seed, reason = self._fall_back("the encoder finds nothing in the text")
             return Route(None, None, None, seed, True, reason, {})
         placed = self._rule.place(vector_D[None])
-        domain = self._domains[int(placed.domain[0])]
+        domain = domain_name(int(placed.domain[0]))
         margin = float(placed.margin[0])
-        own = f"{EXPERTS}/{domain.domain}"
+        own = f"{EXPERTS}/{domain}"
         fault = self._fault(own)
         return Route(
-            domain=domain.domain,
-            label=domain.label,
+            domain=domain,
+            label=self._labels.get(domain),  # a hand-over has some of the rule's domains only
             margin=None if np.isnan(margin) else margin,
             expert=own if fault is None else self._fall_back(fault)[0],
             fallback=fault is not None,
             reason=None if fault is None else self._fall_back(fault)[1],
-            scores=dict(zip((each.domain for each in self._domains), scores(self._rule, vector_D).tolist(), strict=True)),
+            scores={domain_name(leaf): score for leaf, score in enumerate(scores(self._rule, vector_D).tolist())},
         )
 
     def _fall_back(self, reason: str) -> tuple[str | None, str]:
