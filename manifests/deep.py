@@ -1,47 +1,60 @@
-"""What `verify --deep` reads inside the data: texts, ids, splits, and the placement of a sample.
+"""What `verify --deep` reads inside the data: ids, splits, counts in whole columns; texts and placement of a sample.
 
 ```
-held-out files, then the others:
-  each row ─► text digest and length ─► tokens ─► domain and split of its file ─► its id, folded into one sum
-held-out groups ─► no training row may share one; exclusions ─► an excluded row, for the sake of a held-out one
+held-out files, then the others, a file at a time, without its texts:
+  domain and split of its file ─► groups and texts held out ─► exclusions ─► bytes, tokens ─► its ids, folded into two sums
+ids index ─► sorted, unique, and the same sums: so it names exactly the rows that are there
 quarantine ─► records and bytes of each reason, as counted in the commit
-ids index ─► sorted, unique, and the same sum: so it names exactly the rows that are there
+sample (with `texts`: every document) ─► digest and length of the text, hash of the id
 sample ─► text placed again by the stored rule
 ```
 
-Memory: one batch, the held-out groups and the exclusions. Cost: a SHA-256 of every text.
+The files' digests hold by now. So a text that contradicts its row was published so: a few show it, and digesting all of them
+costs several times what all the rest does (measured: benchmarks/results/audit.md). Memory: the narrow columns of one data file,
+the held-out groups and the exclusions.
 """
 
 import hashlib
+import secrets
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from typing import Any, Final
 
-import numpy as np
+import polars as pl
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmsplit.manifests.commit import Amount, FileEntry
+from lmsplit.manifests.errors import DamagedError
 from lmsplit.manifests.findings import Finding
+from lmsplit.manifests.layout import domain_name
 from lmsplit.manifests.placement import Encoder, is_unit
 from lmsplit.manifests.reader import Manifest
+from lmsplit.manifests.recheck import confirms
+from lmsplit.manifests.sample import sample_rows
 from lmsplit.manifests.statistics import splits_by_file
 
 _REMEDY: Final = "do not train on it: make the manifest anew and report this"
 _MAX_EACH: Final = 3
+_SAMPLE_BYTES: Final = 1 << 28
+"""Of texts that are read for the sample, at most but for a row group."""
+_INDEX: Final = ["doc_id", "domain", "part", "row"]
 
 
-def verify_contents(manifest: Manifest, sample: int, encoder: Encoder | None) -> list[Finding]:
+def verify_contents(manifest: Manifest, sample: int, encoder: Encoder | None, *, texts: bool = False) -> list[Finding]:
     """Check the contents of a manifest whose files and counts are sound.
 
     Args:
         manifest: the manifest.
-        sample: how many documents to place again.
-        encoder: the manifest's own; may be None where the sample is empty.
+        sample: of how many documents to check the text, and to place it again.
+        encoder: the manifest's own; None places nothing.
+        texts: check the text of every document.
 
     Returns:
         What is wrong: at most three findings of a kind for a data file, for the index, and for the sample.
+
+    Raises:
+        DamagedError: a file cannot be read.
     """
     split_of = splits_by_file(manifest)
     rows = _Rows(manifest)
@@ -49,12 +62,16 @@ def verify_contents(manifest: Manifest, sample: int, encoder: Encoder | None) ->
     heldout_first = sorted(manifest.data_files(), key=lambda entry: split_of[entry.path] != "heldout")
     for entry in heldout_first:
         findings += _first(rows.check(entry, split_of[entry.path]))
-    findings += _text_bytes(manifest, rows.text_bytes)
-    findings += _tokens(manifest, rows)
+        if texts:
+            findings += _first(_texts(_every_row(manifest, entry)))
+    drawn = sample_rows(manifest, sample, [*_TEXT, "domain", "distance", "margin"], _SAMPLE_BYTES).rows if sample else []
+    if not texts:
+        findings += _first(_texts(drawn))
+    findings += rows.totals()
     findings += _aside(manifest)
-    findings += _first(_index(manifest, rows.id_sum))
+    findings += _first(_index(manifest, rows.ids, every_hash=texts))
     if encoder is not None:
-        findings += _first(_placement(manifest, sample, encoder))
+        findings += _first(_placement(manifest, drawn, encoder))
     return findings
 
 
@@ -67,20 +84,144 @@ def _first(findings: Iterable[Finding]) -> Iterator[Finding]:
             yield finding
 
 
-def _text_bytes(manifest: Manifest, found: int) -> Iterator[Finding]:
-    expected = manifest.body.counts.text_bytes
-    if expected != found:
-        yield Finding("counts", "text_bytes", f"{expected} bytes", f"{found} bytes", _REMEDY)
+class _Ids:
+    """Two sums over rows of (id, domain, part, row); equal sums mean equal sets of rows, but for 1 chance in 2^128.
+
+    The hashes are seeded anew each time, so that nobody can choose rows whose sums are equal.
+    """
+
+    def __init__(self, seeds: tuple[int, int] | None = None) -> None:
+        self._seeds = seeds or (secrets.randbits(64), secrets.randbits(64))
+        self.sums = (0, 0)
+
+    def empty(self) -> "_Ids":
+        """Return sums of nothing with the same seeds."""
+        return _Ids(self._seeds)
+
+    def add(self, rows: pl.DataFrame) -> None:
+        """Add rows."""
+        rows = rows.select(*(pl.col(name).cast(kind) for name, kind in zip(_INDEX, _INDEX_TYPES, strict=True)))
+        hashes = (rows.hash_rows(seed) for seed in self._seeds)
+        first, second = ((old + _sum(new)) % 2**64 for old, new in zip(self.sums, hashes, strict=True))
+        self.sums = (first, second)
 
 
-def _tokens(manifest: Manifest, rows: "_Rows") -> Iterator[Finding]:
-    """A count in every row, which add up to the commit's, or in none."""
-    expected = manifest.body.counts.tokens
-    if expected is None and rows.num_counted:
-        yield Finding("counts", "tokens", "null in every row", f"a number in {rows.num_counted} rows", _REMEDY)
-    elif expected is not None and (rows.num_uncounted or rows.tokens != expected):
-        found = f"{rows.tokens} tokens, null in {rows.num_uncounted} rows"
-        yield Finding("counts", "tokens", f"{expected} tokens, null in 0 rows", found, _REMEDY)
+_INDEX_TYPES: Final = (pl.String, pl.String, pl.Int32, pl.Int64)
+
+
+def _sum(hashes: pl.Series) -> int:
+    return int(hashes.to_numpy().sum(dtype="uint64"))
+
+
+class _Rows:
+    """Checks the rows of data files, and remembers held-out keys, the sums of the ids, the bytes of text and the tokens."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._heldout: list[pl.Series] = []
+        self.ids = _Ids()
+        reasons = _exclusions(manifest)
+        self._has_reasons = reasons is not None
+        self._reasons = pl.Series(list(reasons or {}), dtype=pl.String)
+        self._near = pl.Series(list((reasons or {}).values()), dtype=pl.String).unique()
+        self._sums: Counter[str] = Counter()
+
+    def check(self, entry: FileEntry, split: str) -> Iterator[Finding]:
+        """Yield what is wrong with the rows of one data file."""
+        domain, part = entry.path.split("/")[1], int(entry.path.split("part-")[1].split("-")[0])
+        columns = ["doc_id", "group", "text_sha256", "domain", "num_bytes", "num_tokens", "split"]
+        rows = _read(self._manifest, entry, columns).with_row_index("row")
+        self._add(rows)
+        self.ids.add(rows.with_columns(pl.lit(domain).alias("domain"), pl.lit(part).alias("part")))
+        for row in _some(rows, (pl.col("domain") != domain) | (pl.col("split") != split)):
+            found = f"{row['domain']}, {row['split']}"
+            yield Finding("wrong_file", _where(entry.path, row), f"{domain}, {split}", found, _REMEDY)
+        yield from self._excluded(entry.path, rows, split)
+        yield from self._leak(entry.path, rows, split)
+
+    def _add(self, rows: pl.DataFrame) -> None:
+        tokens = rows["num_tokens"]
+        sums = {"bytes": int(rows["num_bytes"].sum()), "tokens": int(tokens.sum()), "null": tokens.null_count()}
+        self._sums.update({**sums, "rows": len(rows)})
+
+    def _excluded(self, path: str, rows: pl.DataFrame, split: str) -> Iterator[Finding]:
+        """Every reason is that of an excluded document; where reasons are given at all, each of them has one."""
+        if not self._has_reasons:
+            return
+        given = pl.col("doc_id").is_in(self._reasons.implode())
+        near = pl.col("doc_id").is_in(self._near.implode())
+        if split == "excluded":
+            for row in _some(rows, ~given):
+                yield Finding("exclusions", _where(path, row), "a row that says why it is excluded", "none", _REMEDY)
+        else:
+            for row in _some(rows, given):
+                yield Finding("exclusions", _where(path, row), "split excluded", split, _REMEDY)
+        if split != "heldout":
+            for row in _some(rows, near):
+                expected = "split heldout, as others are excluded for it"
+                yield Finding("exclusions", _where(path, row), expected, split, _REMEDY)
+
+    def _leak(self, path: str, rows: pl.DataFrame, split: str) -> Iterator[Finding]:
+        if split == "excluded":
+            return
+        keyed = rows.with_columns(pl.coalesce("group " + pl.col("group"), "text_sha256").alias("key"))
+        if split == "heldout":
+            self._heldout.append(keyed["key"].unique())
+        elif self._heldout:
+            for row in _some(keyed, pl.col("key").is_in(pl.concat(self._heldout).implode())):
+                yield Finding("heldout_leak", _where(path, row), "no training document of a held-out group", row["key"], _REMEDY)
+
+    def totals(self) -> Iterator[Finding]:
+        """Bytes of text, and a count of tokens in every row that add up to the commit's, or in none."""
+        counts, found = self._manifest.body.counts, self._sums
+        if counts.text_bytes != found["bytes"]:
+            yield Finding("counts", "text_bytes", f"{counts.text_bytes} bytes", f"{found['bytes']} bytes", _REMEDY)
+        if counts.tokens is None:
+            if counted := found["rows"] - found["null"]:
+                yield Finding("counts", "tokens", "null in every row", f"a number in {counted} rows", _REMEDY)
+        elif found["null"] or counts.tokens != found["tokens"]:
+            expected = f"{counts.tokens} tokens, null in 0 rows"
+            yield Finding("counts", "tokens", expected, f"{found['tokens']} tokens, null in {found['null']} rows", _REMEDY)
+
+
+def _some(rows: pl.DataFrame, wrong: pl.Expr) -> list[dict[str, Any]]:
+    return rows.filter(wrong).head(_MAX_EACH).to_dicts()
+
+
+def _where(path: str, row: dict[str, Any]) -> str:
+    return f"{path} row {row['row']} ({row['doc_id']})"
+
+
+def _exclusions(manifest: Manifest) -> dict[str, str] | None:
+    """Return which held-out document each excluded one nearly repeats; None where the manifest does not say."""
+    entries = [entry for entry in manifest.body.files if entry.path.startswith("exclusions/")]
+    if not entries:
+        return None
+    tables = (_read(manifest, entry, ["doc_id", "heldout_doc_id"]) for entry in entries)
+    return {doc_id: near for table in tables for doc_id, near in table.iter_rows()}
+
+
+_TEXT: Final = ["doc_id", "text", "text_sha256", "num_bytes"]
+
+
+def _every_row(manifest: Manifest, entry: FileEntry) -> Iterator[dict[str, Any]]:
+    row = 0
+    with pq.ParquetFile(manifest.store.path(entry.path), page_checksum_verification=True) as file:
+        for batch in file.iter_batches(4096, columns=_TEXT):
+            values = (batch.column(name).to_pylist() for name in _TEXT)
+            for each in zip(*values, strict=True):
+                yield {**dict(zip(_TEXT, each, strict=True)), "path": entry.path, "row": row}
+                row += 1
+
+
+def _texts(rows: Iterable[dict[str, Any]]) -> Iterator[Finding]:
+    """Digest and length of each text."""
+    for row in rows:
+        data = row["text"].encode()
+        if (found := hashlib.sha256(data).hexdigest()) != row["text_sha256"]:
+            yield Finding("text_digest", _where(row["path"], row), row["text_sha256"], found, _REMEDY)
+        if len(data) != row["num_bytes"]:
+            yield Finding("text_length", _where(row["path"], row), f"{row['num_bytes']} bytes", f"{len(data)} bytes", _REMEDY)
 
 
 def _aside(manifest: Manifest) -> Iterator[Finding]:
@@ -89,144 +230,60 @@ def _aside(manifest: Manifest) -> Iterator[Finding]:
     found: dict[str, Amount] = {}
     for entry in manifest.body.files:
         if entry.path.startswith("quarantine/"):
-            for batch in _batches(manifest, entry, ["reason", "num_bytes"]):
-                for reason, num_bytes in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                    found[reason] = found.get(reason, Amount()) + Amount(records=1, bytes=num_bytes)
+            sums = pl.len(), pl.col("num_bytes").sum()
+            for reason, records, num_bytes in _read(manifest, entry, ["reason", "num_bytes"]).group_by("reason").agg(sums).rows():
+                found[reason] = found.get(reason, Amount()) + Amount(records=records, bytes=num_bytes)
     for reason in sorted(expected.keys() | found.keys()):
         said, counted = expected.get(reason, Amount()), found.get(reason, Amount())
         if said != counted:
             yield Finding("counts", f"quarantine {reason}", str(said), str(counted), _REMEDY)
 
 
-class _Rows:
-    """Checks the rows of data files, and remembers held-out groups, the sum of the ids, the bytes of text and the tokens."""
-
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-        self._heldout: set[str] = set()
-        self.id_sum = 0
-        self.text_bytes = 0
-        reasons = _exclusions(manifest)
-        self._has_reasons = reasons is not None
-        self._reasons = reasons or {}
-        self._near = set(self._reasons.values())
-        self.tokens = 0
-        self.num_counted = 0
-        self.num_uncounted = 0
-
-    def check(self, entry: FileEntry, split: str) -> Iterator[Finding]:
-        """Yield what is wrong with the rows of one data file."""
-        domain, part = entry.path.split("/")[1], int(entry.path.split("part-")[1].split("-")[0])
-        row = 0
-        columns = ["doc_id", "text", "group", "text_sha256", "domain", "num_bytes", "split"]
-        for batch in _batches(self._manifest, entry, [*columns, "num_tokens"]):
-            self._count(batch.column("num_tokens"))
-            values = [batch.column(name).to_pylist() for name in columns]
-            for doc_id, text, group, sha256, in_domain, num_bytes, in_split in zip(*values, strict=True):
-                data = text.encode()
-                where = f"{entry.path} row {row} ({doc_id})"
-                if (found := hashlib.sha256(data).hexdigest()) != sha256:
-                    yield Finding("text_digest", where, sha256, found, _REMEDY)
-                if len(data) != num_bytes:
-                    yield Finding("text_length", where, f"{num_bytes} bytes", f"{len(data)} bytes", _REMEDY)
-                if (in_domain, in_split) != (domain, split):
-                    yield Finding("wrong_file", where, f"{domain}, {split}", f"{in_domain}, {in_split}", _REMEDY)
-                yield from self._excluded(where, doc_id, split)
-                yield from self._leak(where, sha256 if group is None else f"group {group}", split)
-                self.id_sum += _id_number(doc_id, domain, part, row)
-                self.text_bytes += len(data)
-                row += 1
-
-    def _count(self, num_tokens: pa.Array) -> None:
-        self.tokens += pc.sum(num_tokens).as_py() or 0
-        self.num_uncounted += num_tokens.null_count
-        self.num_counted += len(num_tokens) - num_tokens.null_count
-
-    def _excluded(self, where: str, doc_id: str, split: str) -> Iterator[Finding]:
-        """Every reason is that of an excluded document; where reasons are given at all, each of them has one."""
-        if split == "excluded" and self._has_reasons and doc_id not in self._reasons:
-            yield Finding("exclusions", where, "a row that says why it is excluded", "none", _REMEDY)
-        if split != "excluded" and doc_id in self._reasons:
-            yield Finding("exclusions", where, "split excluded", split, _REMEDY)
-        if split != "heldout" and doc_id in self._near:
-            yield Finding("exclusions", where, "split heldout, as others are excluded for it", split, _REMEDY)
-
-    def _leak(self, where: str, key: str, split: str) -> Iterator[Finding]:
-        if split == "heldout":
-            self._heldout.add(key)
-        elif split == "train" and key in self._heldout:
-            yield Finding("heldout_leak", where, "no training document of a held-out group", key, _REMEDY)
-
-
-def _exclusions(manifest: Manifest) -> dict[str, str] | None:
-    """Return which held-out document each excluded one nearly repeats; None where the manifest does not say."""
-    entries = [entry for entry in manifest.body.files if entry.path.startswith("exclusions/")]
-    if not entries:
-        return None
-    pairs = (batch.to_pydict() for entry in entries for batch in _batches(manifest, entry, ["doc_id", "heldout_doc_id"]))
-    return {doc_id: near for pair in pairs for doc_id, near in zip(pair["doc_id"], pair["heldout_doc_id"], strict=True)}
-
-
-def _batches(manifest: Manifest, entry: FileEntry, columns: list[str]) -> Iterable[pa.RecordBatch]:
-    with pq.ParquetFile(manifest.store.path(entry.path), page_checksum_verification=True) as file:
-        yield from file.iter_batches(4096, columns=columns)
-
-
-def _id_number(doc_id: str, domain: str, part: int, row: int) -> int:
-    """A 128-bit number of an index row; equal sums of these mean equal sets of rows, but for 1 chance in 2^128."""
-    key = f"{domain}\x00{part}\x00{row}\x00{doc_id}".encode()
-    return int.from_bytes(hashlib.blake2b(key, digest_size=16).digest(), "big")
-
-
-def _index(manifest: Manifest, expected_sum: int) -> Iterator[Finding]:
-    found_sum = 0
-    last: tuple[int, str] = (-1, "")
+def _index(manifest: Manifest, expected: _Ids, *, every_hash: bool) -> Iterator[Finding]:
+    found, last = expected.empty(), pl.DataFrame(schema={"id_hash": pl.UInt64, "doc_id": pl.String})
     for entry in manifest.body.files:
         if not entry.path.startswith("ids/"):
             continue
-        for batch in _batches(manifest, entry, ["id_hash", "doc_id", "domain", "part", "row"]):
-            for id_hash, doc_id, domain, part, row in zip(*(column.to_pylist() for column in batch.columns), strict=True):
-                if (id_hash, doc_id) <= last:
-                    yield Finding("ids_order", entry.path, "ids that rise and are unique", f"{doc_id} after {last[1]}", _REMEDY)
-                if id_hash != int.from_bytes(hashlib.sha256(doc_id.encode()).digest()[:8], "big"):
-                    yield Finding("ids_hash", entry.path, f"the hash of {doc_id}", str(id_hash), _REMEDY)
-                last = (id_hash, doc_id)
-                found_sum += _id_number(doc_id, domain, part, row)
-    if found_sum != expected_sum:
+        rows = _read(manifest, entry, ["id_hash", *_INDEX])
+        found.add(rows)
+        ids = pl.concat([last, rows.select("id_hash", "doc_id")]).with_columns(pl.all().shift(1).name.prefix("last_"))
+        equal = pl.col("id_hash") == pl.col("last_id_hash")
+        for row in _some(
+            ids, (pl.col("id_hash") < pl.col("last_id_hash")) | (equal & (pl.col("doc_id") <= pl.col("last_doc_id")))
+        ):
+            shown = f"{row['doc_id']} after {row['last_doc_id']}"
+            yield Finding("ids_order", entry.path, "ids that rise and are unique", shown, _REMEDY)
+        step = 1 if every_hash else max(1, len(rows) // _HASHES_OF_FILE)
+        for id_hash, doc_id in rows.gather_every(step).select("id_hash", "doc_id").iter_rows():
+            if id_hash != int.from_bytes(hashlib.sha256(doc_id.encode()).digest()[:8], "big"):
+                yield Finding("ids_hash", entry.path, f"the hash of {doc_id}", str(id_hash), _REMEDY)
+        last = rows.select("id_hash", "doc_id").tail(1)
+    if found.sums != expected.sums:
         yield Finding("ids_rows", "ids", "every document with its place", "other documents or places", _REMEDY)
 
 
-def _placement(manifest: Manifest, sample: int, encoder: Encoder) -> Iterator[Finding]:
-    rows = _sample(manifest, sample)
+_HASHES_OF_FILE: Final = 1000
+"""Ids of an index file whose hash is computed again, evenly chosen, unless all are."""
+
+
+def _placement(manifest: Manifest, rows: list[dict[str, Any]], encoder: Encoder) -> Iterator[Finding]:
     if not rows:
         return
-    rule = manifest.rule()
     embeddings_ND = encoder.encode([row["text"] for row in rows])
     if not is_unit(embeddings_ND).all():
         yield Finding("placement", "data", "a unit vector for every text", "a text without one", _REMEDY)
         return
-    placed = rule.place(embeddings_ND)
+    placed = manifest.rule().place(embeddings_ND)
     for index, row in enumerate(rows):
-        domain, distance = f"d{placed.domain[index]:05d}", float(placed.distance[index])
-        near_tie = row["margin"] is not None and row["margin"] <= 2 * encoder.tolerance
-        moved = domain != row["domain"] and not near_tie
-        if moved or (abs(distance - row["distance"]) > encoder.tolerance and domain == row["domain"]):
+        domain, distance = domain_name(int(placed.domain[index])), float(placed.distance[index])
+        if not confirms(row, domain, distance, encoder.tolerance):
             expected = f"{row['domain']} at {row['distance']:.6f}"
             yield Finding("placement", row["doc_id"], expected, f"{domain} at {distance:.6f}", _REMEDY)
 
 
-def _sample(manifest: Manifest, size: int) -> list[dict[str, Any]]:
-    """Draw rows at random over all files, the same for the same commit."""
-    entries = manifest.data_files()
-    offsets = np.cumsum([0, *(entry.rows or 0 for entry in entries)])
-    generator = np.random.default_rng(int(manifest.digest[:16], 16))
-    drawn = np.sort(generator.choice(offsets[-1], min(size, int(offsets[-1])), replace=False))
-    rows: list[dict[str, Any]] = []
-    for index, entry in enumerate(entries):
-        wanted = drawn[(drawn >= offsets[index]) & (drawn < offsets[index + 1])] - offsets[index]
-        start = 0
-        for batch in _batches(manifest, entry, ["doc_id", "text", "domain", "distance", "margin"]) if len(wanted) else ():
-            inside = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
-            rows += batch.take(pa.array(inside)).to_pylist()
-            start += batch.num_rows
-    return rows
+def _read(manifest: Manifest, entry: FileEntry, columns: list[str]) -> pl.DataFrame:
+    path = manifest.store.path(entry.path)
+    try:
+        return pl.read_parquet(path, columns=columns)
+    except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        raise DamagedError(entry.path, f"{path} cannot be read ({error}): restore it from a copy") from error

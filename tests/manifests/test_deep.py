@@ -1,5 +1,6 @@
 """verify --deep: each way in which contents can be wrong gives its own finding, with the place."""
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -59,7 +60,7 @@ def test_deep_verify_reports_another_text(copy_path, forger):
 
 def test_deep_verify_reports_another_length(copy_path, forger):
     path = forger.value(FIRST, "num_bytes", 0, 7)
-    assert forger.found(deep=True) == [("text_length", f"{path} row 0 (book-00)")]
+    assert forger.found(deep=True) == [("text_length", f"{path} row 0 (book-00)"), ("counts", "text_bytes")]
 
 
 def test_deep_verify_reports_a_document_in_another_domains_file(copy_path, forger):
@@ -151,11 +152,30 @@ def test_deep_verify_reports_three_of_a_kind_at_most(copy_path, forger):
         return table.set_column(index, table.schema.field("num_bytes"), pc.add(table["num_bytes"], 1))
 
     forger.table("data/d00001/part-00000", change)
-    assert [code for code, _ in forger.found(deep=True)] == ["text_length"] * 3
+    assert [code for code, _ in forger.found(deep=True)] == [*["text_length"] * 3, "counts"]
 
 
-def test_deep_verify_samples_the_same_documents_each_time(golden_path):
-    manifest = Manifest.open(golden_path)
-    first, second = (deep._sample(manifest, 7) for _ in range(2))
-    assert first == second
-    assert len({row["doc_id"] for row in first}) == 7
+def test_deep_verify_reads_every_text_when_asked(copy_path, forger):
+    """Outside the sample a text is digested with `texts` only; ids likewise."""
+    path = forger.value(FIRST, "text_sha256", 2, "0" * 64)
+    assert verify_manifest(copy_path, deep=True, sample=0) == []
+    findings = verify_manifest(copy_path, deep=True, sample=0, texts=True)
+    assert [(finding.code, finding.where) for finding in findings] == [("text_digest", f"{path} row 2 (book-02)")]
+
+
+def test_deep_verify_tells_rows_apart_whatever_their_order():
+    """The sums are those of the set of rows; another value in any column, or a row twice, is another sum."""
+    rows = pl.DataFrame({"doc_id": ["a", "b", "c"], "domain": ["d0", "d0", "d1"], "part": [0, 0, 1], "row": [0, 1, 2]})
+    ids = deep._Ids()
+    ids.add(rows)
+
+    def sums(other: pl.DataFrame) -> tuple[int, int]:
+        found = ids.empty()
+        for part in (other[:1], other[1:]):
+            found.add(part)
+        return found.sums
+
+    assert sums(rows[::-1]) == ids.sums
+    for column in ("doc_id", "domain", "part", "row"):
+        assert sums(rows.with_columns(pl.col(column).reverse())) != ids.sums
+    assert sums(pl.concat([rows, rows[:1]])) != ids.sums
