@@ -5,18 +5,19 @@ Asking for a command whose package is not installed says which extra to install.
 """
 
 import importlib
-import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Final
 
 import typer
 from rich.console import Console
 
+from lmsplit.manifests import audit_cli
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError
 from lmsplit.manifests.findings import Finding
+from lmsplit.manifests.options import JsonOption, ManifestArgument, ModelOption, TrustOption, print_json
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.show import render, summary
 from lmsplit.manifests.verify import verify_manifest
@@ -31,16 +32,6 @@ _ELSEWHERE: Final = {
     "route": ("train", "Place a text and name its expert."),
 }
 """Commands of the other packages: name → (package and extra, one-line help)."""
-
-ModelOption = Annotated[
-    str | None, typer.Option("--model", help="directory of the encoder's model, where the manifest knows it by digest alone")
-]
-TrustOption = Annotated[
-    bool,
-    typer.Option("--trust-remote-code", help="let the encoder's model run code of its own repository"),
-]
-ManifestArgument = Annotated[str, typer.Argument(metavar="M", help="a manifest's directory, or <directory>@<commit number>")]
-JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 
 def _options(verbose: Annotated[bool, typer.Option("--verbose", "-v", help="log details to standard error")] = False) -> None:
@@ -65,14 +56,17 @@ def show(
 
 def verify(
     manifest: ManifestArgument,
-    deep: Annotated[bool, typer.Option(help="read every file: digests, pages, texts, ids, splits, placement")] = False,
-    sample: Annotated[int, typer.Option(min=0, help="documents to place again with --deep")] = 1000,
+    deep: Annotated[bool, typer.Option(help="read every file: digests, ids, splits, leaks, a sample placed again")] = False,
+    sample: Annotated[int, typer.Option(min=0, help="documents whose text --deep checks and places again")] = 1000,
+    texts: Annotated[bool, typer.Option(help="with --deep: check every document's text")] = False,
     model: ModelOption = None,
     trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Check a manifest against its commit; exit 1 when anything is wrong."""
-    findings = verify_manifest(manifest, deep=deep, sample=sample, model=model, trust_remote_code=trust_remote_code)
+    if texts and not deep:
+        raise ConfigurationError("--texts goes with --deep: lmsplit verify M --deep --texts")
+    findings = verify_manifest(manifest, deep=deep, sample=sample, texts=texts, model=model, trust_remote_code=trust_remote_code)
     if as_json:
         print_json({"ok": not findings, "findings": [finding._asdict() for finding in findings]})
     else:
@@ -89,11 +83,6 @@ def _print_findings(manifest: str, findings: list[Finding], deep: bool) -> None:
     for finding in findings:
         console.print(f"[red]{finding.code}[/red]", end=" ")
         console.print(f"{finding.where}: expected {finding.expected}, found {finding.found}. {finding.remedy}", markup=False)
-
-
-def print_json(value: dict[str, Any]) -> None:
-    """Print one JSON object on standard output."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1 if sys.stdout.isatty() else None) + "\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -130,7 +119,7 @@ def _application(wanted: str | None, training: bool) -> typer.Typer:
         rich_markup_mode=None,
     )
     app.callback()(_options)
-    for command in (show, verify):
+    for command in (show, verify, audit_cli.explain, audit_cli.diff, audit_cli.report, audit_cli.export):
         app.command()(command)
     for name, (package, help_line) in _ELSEWHERE.items():
         package = "train" if name == "status" and training else package

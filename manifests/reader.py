@@ -8,7 +8,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import polars as pl
 import pyarrow as pa
@@ -22,6 +22,10 @@ from lmsplit.manifests.placement import Encoder, PlacementRule
 from lmsplit.manifests.rule_files import PlacementFiles, StoredRule, parse_rule
 from lmsplit.manifests.schema import FIXED_COLUMNS, SPLITS
 from lmsplit.manifests.store import Store, file_sha256, local_path
+
+if TYPE_CHECKING:
+    from lmsplit.manifests.difference import Diff
+    from lmsplit.manifests.explanation import Explanation
 
 PLACEMENT_INDEX = "placement-index.json"
 
@@ -173,7 +177,25 @@ class Manifest:
 
     def scan(self) -> pl.LazyFrame:
         """Return every document as a polars LazyFrame over the commit's files."""
-        return pl.scan_parquet([self.store.path(entry.path) for entry in self.data_files()])
+        return pl.scan_parquet([self.store.path(entry.path) for entry in self.data_files()], glob=False)
+
+    def explain(self, doc_id: str) -> "Explanation":
+        """Say where a document is and why: see `lmsplit.manifests.explain`."""
+        from lmsplit.manifests.explain import explain
+
+        return explain(self, doc_id)
+
+    def diff(self, other: "Manifest") -> "Diff":
+        """Compare this manifest with another one, or another commit of it: see `lmsplit.manifests.diff`."""
+        from lmsplit.manifests.diff import diff
+
+        return diff(self, other)
+
+    def _repr_html_(self) -> str:
+        """Show the manifest as a table in a notebook."""
+        from lmsplit.manifests.notebook import table
+
+        return table(self)
 
     @property
     def stored_rule(self) -> StoredRule:

@@ -1,15 +1,24 @@
-"""`show`: what a manifest holds, as a table for a terminal or as one JSON object. Reads the commit and the domain table."""
+"""`show`: what a manifest holds, as a table for a terminal or as one JSON object.
 
+Reads the commit and the domain table; of one domain alone, also a few narrow columns of its documents.
+"""
+
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from lmsplit.manifests.domain_details import BIN, domain_details
 from lmsplit.manifests.reader import Domain, Manifest
 from lmsplit.manifests.schema import SPLITS
+from lmsplit.manifests.terminal import shown
 
-_WIDE = 120
+_WIDE, _NARROW = 120, 100
+"""Columns from which on there is room for keywords, and for bars."""
+_BAR = 8
+"""Characters of the bar of the largest domain."""
 _MAX_NAMED = 6
 """Domains named in a line about one kind of finding; `--json` has all."""
 
@@ -42,7 +51,7 @@ def summary(manifest: Manifest, domain: str | None = None) -> dict[str, Any]:
         "encoder": body.encoder,
         "splits": body.splits,
         "gate": None if body.gate is None else body.gate.model_dump(mode="json"),
-        "domains": [_domain(item) | (_detail(item) if domain else {}) for item in domains],
+        "domains": [_domain(item) | (_detail(manifest, item) if domain else {}) for item in domains],
     }
 
 
@@ -60,9 +69,10 @@ def _domain(domain: Domain) -> dict[str, Any]:
     }
 
 
-def _detail(domain: Domain) -> dict[str, Any]:
+def _detail(manifest: Manifest, domain: Domain) -> dict[str, Any]:
     pairs = zip(domain.representatives, domain.excerpts, strict=True)
-    return {"representatives": [{"doc_id": doc_id, "excerpt": text} for doc_id, text in pairs]}
+    representatives = [{"doc_id": doc_id, "excerpt": text} for doc_id, text in pairs]
+    return {"representatives": representatives, **domain_details(manifest, domain.domain)}
 
 
 def render(manifest: Manifest, domain: str | None = None, *, width: int = 100) -> RenderableType:
@@ -76,21 +86,49 @@ def render(manifest: Manifest, domain: str | None = None, *, width: int = 100) -
     facts = summary(manifest, domain)
     head = Text.assemble(
         (f"{manifest.store.root}@{facts['version']}", "bold"),
-        f"  commit {facts['commit'][:12]}  {facts['documents']:,} documents  {_size(facts['bytes'])}{_tokens(facts)}\n",
+        f"  commit {facts['commit'][:12]}  {facts['documents']:,} documents  {size(facts['bytes'])}{_tokens(facts)}\n",
         "splits  " + ", ".join(f"{facts['splits'].get(split, 0):,} {split}" for split in SPLITS) + "\n",
         f"set aside  {facts['quarantined']:,} quarantined, {facts['duplicates']:,} duplicates of {facts['read']:,} read\n",
         f"encoder  {manifest.encoder_name}   {facts['tier']}\n",
         *gate_lines(facts["gate"]),
     )
-    table = _table(facts, with_keywords=width >= _WIDE)
+    table = _table(facts, width)
     if domain is None:
         return Group(head, table)
-    words = Text("keywords  " + ", ".join(facts["domains"][0]["keywords"]) + "\n")
-    lines = [Text.assemble((item["doc_id"], "bold"), f"\n{item['excerpt']}\n") for item in facts["domains"][0]["representatives"]]
-    return Group(head, table, words, Text("nearest the centroid", "bold underline"), *lines)
+    found = facts["domains"][0]
+    lines = [Text.assemble((shown(item["doc_id"]), "bold"), f"\n{shown(item['excerpt'])}\n") for item in found["representatives"]]
+    return Group(
+        head, table, Text("\n".join(_detail_lines(manifest, found))), Text("nearest the centroid", "bold underline"), *lines
+    )
 
 
-def _table(facts: dict[str, Any], *, with_keywords: bool) -> Table:
+def _detail_lines(manifest: Manifest, found: dict[str, Any]) -> Iterator[str]:
+    documents = max(found["documents"], 1)
+    yield ""
+    yield shown("keywords  " + ", ".join(found["keywords"]))
+    if found["distances"]:
+        yield f"distances  {spark(found['distances'])}  from 0 to {len(found['distances']) * BIN:.2f}"
+    labels = {domain.domain: domain.label for domain in manifest.domains}
+    names = [f"{item['value']} {shown(labels.get(item['value'], ''))}" for item in found["neighbours"]]
+    near = (f"{name} ({item['documents'] / documents:.0%})" for name, item in zip(names, found["neighbours"], strict=True))
+    if found["neighbours"]:
+        yield "runner-up  " + "; ".join(near)
+    for name, values in found["values"].items():
+        yield f"{name}  " + ", ".join(f"{shown(item['value'][:60])} ({item['documents'] / documents:.1%})" for item in values)
+    yield ""
+
+
+def spark(counts: Sequence[int]) -> str:
+    """Return counts as a row of bars, one character each.
+
+    >>> spark([0, 1, 4, 8])
+    ' ▁▄█'
+    """
+    most = max(counts, default=0) or 1
+    return "".join(" " if not count else "▁▂▃▄▅▆▇█"[max(0, -(-8 * count // most) - 1)] for count in counts)
+
+
+def _table(facts: dict[str, Any], width: int) -> Table:
     table = Table(box=None, header_style="bold", pad_edge=False)
     table.add_column("domain", no_wrap=True)
     nested = any(len(item["path"]) > 1 for item in facts["domains"])
@@ -98,24 +136,28 @@ def _table(facts: dict[str, Any], *, with_keywords: bool) -> Table:
         table.add_column("path", no_wrap=True)
     table.add_column("label", overflow="fold")
     tokens = [] if facts["tokens"] is None else ["tokens"]
+    if width >= _NARROW:
+        table.add_column("", no_wrap=True)
     for name in ("documents", "share", "size", *tokens, "held out", "distance"):
         table.add_column(name, justify="right", no_wrap=True)
-    if with_keywords:
+    if width >= _WIDE:
         table.add_column("further keywords", overflow="ellipsis", no_wrap=True)
+    most = max((item["documents"] for item in facts["domains"]), default=0) or 1
     for item in facts["domains"]:
         distance = item["mean_distance"]
         cells = [
             item["domain"],
             *([".".join(map(str, item["path"]))] if nested else []),
-            Text(item["label"]),
+            Text(shown(item["label"])),
+            *(["█" * max(1, round(_BAR * item["documents"] / most))] if width >= _NARROW else []),
             f"{item['documents']:,}",
             f"{item['documents'] / max(facts['documents'], 1):.1%}",
-            _size(item["bytes"]),
+            size(item["bytes"]),
             *("" if item["tokens"] is None else f"{item['tokens']:,}" for _ in tokens),
             f"{item['splits']['heldout']:,}",
             "" if distance is None else f"{distance:.3f}",
         ]
-        table.add_row(*cells, *([Text(", ".join(item["keywords"][3:]))] if with_keywords else []))
+        table.add_row(*cells, *([Text(shown(", ".join(item["keywords"][3:])))] if width >= _WIDE else []))
     return table
 
 
@@ -144,10 +186,10 @@ def _tokens(facts: dict[str, Any]) -> str:
     return "" if facts["tokens"] is None else f"  {facts['tokens']:,} tokens"
 
 
-def _size(num_bytes: float) -> str:
+def size(num_bytes: float) -> str:
     """Return bytes for people.
 
-    >>> _size(1_234_567)
+    >>> size(1_234_567)
     '1.2 MB'
     """
     for unit in ("B", "kB", "MB", "GB", "TB"):

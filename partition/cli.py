@@ -10,11 +10,11 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from lmsplit.manifests.cli import JsonOption, print_json
 from lmsplit.manifests.commit import read_commit, versions
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.layout import WORK
+from lmsplit.manifests.options import JsonOption, print_json
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.show import render
 from lmsplit.manifests.store import Store, local_path

@@ -15,7 +15,7 @@ from lmsplit.train.config import Training
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 LMSPLIT = str(Path(sys.executable).parent / "lmsplit")
-COMMANDS = sorted({*_ELSEWHERE, "show", "verify"})
+COMMANDS = sorted({*_ELSEWHERE, "show", "verify", "explain", "diff", "report", "export"})
 
 
 def blocks(language: str) -> list[str]:

@@ -16,9 +16,9 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmsplit.manifests.cli import ModelOption, TrustOption, print_json
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.manifests.options import ModelOption, TrustOption, print_json
 from lmsplit.manifests.reader import Domain
 from lmsplit.train.config import Training
 from lmsplit.train.record import Loss, RunRecord

@@ -13,8 +13,8 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from lmsplit.manifests.cli import JsonOption, print_json
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError
+from lmsplit.manifests.options import JsonOption, print_json
 from lmsplit.manifests.reader import Manifest
 from lmsplit.train.audit import Audit, audit
 from lmsplit.train.lineage import Span, TracedRun, trace_document, trace_step

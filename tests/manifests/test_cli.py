@@ -24,7 +24,7 @@ sys.meta_path.insert(0, Absent())
 from lmsplit.manifests.cli import main
 main(sys.argv[1:])
 """
-PARTITION = ("datatrove", "orjson", "scipy", "sklearn", "threadpoolctl", "zstandard")
+PARTITION = ("datatrove", "orjson", "sklearn", "threadpoolctl", "zstandard")
 TRAIN = ("accelerate", "datasets", "tokenizers", "torch", "transformers", "trl")
 
 
@@ -149,3 +149,21 @@ def test_missing_permission_is_told_without_a_traceback(capsys, copy_path, monke
     code, out, err = run(capsys, "show", copy_path)
     assert (code, out) == (1, "")
     assert "Permission denied" in err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["explain", "M", "book-00", "--recompute"],
+        ["explain", "M", "--text", "wind in the sails"],
+        ["diff", "M", "M"],
+        ["report", "M", "--diff", "M", "-o", "report.html"],
+        ["export", "M", "--to", "slim", "-o", "slim.parquet"],
+        ["export", "M", "--to", "croissant", "-o", "croissant.json"],
+        ["export", "M", "--to", "manifest", "--domain", "d00001", "-o", "handed"],
+        ["verify", "M", "--deep", "--texts"],
+    ],
+)
+def test_an_audit_needs_the_base_install_only(golden_path, tmp_path, arguments):
+    done = run_base_install(*(str(golden_path) if each == "M" else each for each in arguments), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

@@ -83,7 +83,9 @@ def test_render_leaves_out_a_count_that_a_domain_lacks(copy_path, forger):
 def test_render_of_a_domain_shows_its_documents(golden):
     text = printed(golden, "d00001")
     assert golden.domain("d00001").representatives[0] in text
-    assert "d00002" not in text
+    assert golden.domain("d00002").representatives[0] not in text
+    assert "runner-up d00000 " in text
+    assert "source " in text
 
 
 def test_render_does_not_obey_markup_in_labels(forger, copy_path):
