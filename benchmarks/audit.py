@@ -1,7 +1,8 @@
 """What an audit of a million documents costs: `explain`, `verify --deep` beside a plain SHA-256, `diff`, `report`.
 
-The texts of the corpora are cut into pieces of equal length until there are a million, so they are real text; the pieces of a
-document share its label as source. Two manifests are made of them, in 12 domains with `lexical`, with seeds 0 and 1 (10 min).
+A document is made of pieces of texts of one label of the corpora, drawn at random until it is as long as a text drawn at random:
+so lengths and words are real, and no two documents are the same. Two manifests are made of them, in 12 domains with `lexical`,
+with seeds 0 and 1 and no search for near-duplicates (15 min).
 
 `explain`, `diff` and `report` are the commands, as whole processes with their imports: the wall time of the fastest and slowest
 of several, and the largest memory of any. `verify` is the call in this process, so that imports do not count, beside hashlib's
@@ -32,25 +33,34 @@ from lmsplit.manifests.store import file_sha256
 from lmsplit.manifests.verify import verify_manifest
 
 FILES = 8
+PIECE = 400
+"""Characters."""
 
 
-def write_pieces(corpus: str, documents: int, directory: Path) -> None:
-    """Write the corpus cut into so many pieces, as Parquet files."""
-    rows = pl.read_parquet(corpus, columns=["id", "text", "label"])
-    pieces = -(-documents // rows.height)
+def write_documents(corpus: str, documents: int, directory: Path) -> None:
+    """Write so many documents, as Parquet files."""
+    rows = pl.read_parquet(corpus, columns=["text", "label"])
+    generator = random.Random(0)
+    texts = {label: part["text"].to_list() for (label,), part in rows.group_by("label", maintain_order=True)}
+    labels = rows["label"].to_list()
     for number in range(FILES):
-        own = rows[number::FILES]
-        cut: dict[str, list[str]] = {"id": [], "text": [], "source": [], "group": []}
-        for doc_id, text, label in own.iter_rows():
-            length = max(1, -(-len(text) // pieces))
-            for start in range(0, len(text), length):
-                piece = text[start : start + length].strip()
-                if piece:
-                    cut["id"].append(f"{doc_id}@{start}")
-                    cut["text"].append(piece)
-                    cut["source"].append(label)
-                    cut["group"].append(doc_id)
-        pq.write_table(pa.table(cut), directory / f"{number}.parquet")
+        made: dict[str, list[str]] = {"id": [], "text": [], "source": []}
+        for index in range(number, documents, FILES):
+            label = generator.choice(labels)
+            made["id"].append(f"{label}/{index:07d}")
+            made["text"].append(_document(texts[label], generator))
+            made["source"].append(label)
+        pq.write_table(pa.table(made), directory / f"{number}.parquet")
+
+
+def _document(texts: list[str], generator: random.Random) -> str:
+    missing, pieces = len(generator.choice(texts)), []
+    while missing > 0:
+        text = generator.choice(texts)
+        start = generator.randrange(max(1, len(text) - PIECE))
+        pieces.append(text[start : start + min(PIECE, missing)])
+        missing -= PIECE
+    return "\n".join(pieces)
 
 
 def command(*arguments: str) -> tuple[float, float]:
@@ -123,11 +133,11 @@ def main() -> None:
     directory = options.directory or Path(tempfile.mkdtemp())
     (directory / "corpus").mkdir(parents=True, exist_ok=True)
     if not list((directory / "corpus").iterdir()):
-        write_pieces(options.corpus, options.documents, directory / "corpus")
+        write_documents(options.corpus, options.documents, directory / "corpus")
     manifests = [directory / f"seed{seed}" for seed in (0, 1)]
     configuration = directory / "partition.yaml"
-    settings = [f"input: {{paths: {directory / 'corpus'}, group: group}}", "domains: 12", "encoder: lexical", "output: x", ""]
-    configuration.write_text("\n".join(settings))
+    settings = [f"input: {directory / 'corpus'}", "domains: 12", "encoder: lexical", "near_duplicate_threshold: null"]
+    configuration.write_text("\n".join([*settings, "output: x", ""]))
     for seed, path in enumerate(manifests):
         if not path.exists():
             command("partition", str(configuration), "--set", f"output={path}", "--set", f"seed={seed}")

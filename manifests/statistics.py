@@ -3,6 +3,7 @@
 Cost: one footer a file.
 """
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmsplit.manifests.errors import DamagedError
@@ -19,12 +20,15 @@ def splits_by_file(manifest: Manifest) -> dict[str, str]:
 
 
 def _split(manifest: Manifest, path: str) -> str:
-    metadata = pq.read_metadata(manifest.store.path(path))
-    column = metadata.schema.to_arrow_schema().get_field_index("split")
     found = set()
-    for group in range(metadata.num_row_groups):
-        statistics = metadata.row_group(group).column(column).statistics
-        found |= {statistics.min, statistics.max} if statistics else {None}
+    try:
+        metadata = pq.read_metadata(manifest.store.path(path))
+        column = metadata.schema.to_arrow_schema().get_field_index("split")
+        for group in range(metadata.num_row_groups):
+            statistics = metadata.row_group(group).column(column).statistics
+            found |= {statistics.min, statistics.max} if statistics else {None}
+    except (OSError, pa.ArrowException, ValueError) as error:
+        raise DamagedError(path, f"{path} has a footer that cannot be read ({error}): run lmsplit verify --deep") from error
     if len(found) != 1 or None in found:
         raise DamagedError(path, f"{path} should hold one split, found {sorted(map(str, found))}: run lmsplit verify --deep")
     return str(found.pop())

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 from pathlib import Path
-from typing import Final
+from typing import Final, Self
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +34,8 @@ from lmsplit.manifests.store import file_sha256
 _RESTORE: Final = "restore the file from a copy, or make the manifest anew"
 _REPORT: Final = "make the manifest anew and report this"
 _NO_TOKENS: Final = "null"
+_OF_FILES: Final = frozenset({"file_damaged", "file_rows", "file_schema", "file_metadata"})
+"""Findings on one file alone, which hold whatever the others are."""
 
 
 def verify_manifest(
@@ -67,22 +69,58 @@ def verify_manifest(
         manifest = Manifest.open(location)
     except DamagedError as error:
         return [_damaged(error)]
-    encoder, damage = _encoder(manifest, model, trust_remote_code) if deep and sample else (None, [])
-    findings = list(_files(manifest))
-    if deep:
-        broken = {finding.where for finding in findings}
-        findings += _digests(manifest, [entry for entry in manifest.body.files if entry.path not in broken])
-    findings += damage
-    findings += _footers(manifest, {finding.where for finding in findings})
-    if not findings:
-        findings = _contents(manifest, encoder, deep=deep, sample=sample, texts=texts)
-    return findings + list(_untracked(manifest))
+    with _Digests(manifest, deep=deep) as digests:
+        encoder, damage = _encoder(manifest, model, trust_remote_code) if deep and sample else (None, [])
+        files = list(_files(manifest))
+        findings = [*damage, *_footers(manifest, {finding.where for finding in files})]
+        if not (files or findings):
+            findings = _contents(manifest, encoder, digests, deep=deep, sample=sample, texts=texts)
+        files += digests.findings({finding.where for finding in files})
+    if files:  # what is read in a broken file, or after one, says nothing
+        broken = {finding.where for finding in files}
+        findings = [finding for finding in findings if finding.where not in broken and finding.code in _OF_FILES]
+    return files + findings + list(_untracked(manifest))
+
+
+class _Digests:
+    """Digests the files in the background, those that are not documents first; contents are looked into as they prove sound."""
+
+    def __init__(self, manifest: Manifest, *, deep: bool) -> None:
+        self._manifest = manifest
+        self._threads = ThreadPoolExecutor(os.cpu_count())  # hashlib lets other threads run
+        entries = sorted(manifest.body.files, key=lambda entry: entry.path.startswith("data/")) if deep else []
+        self._found = {entry.path: self._threads.submit(file_sha256, manifest.store.path(entry.path)) for entry in entries}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._threads.shutdown(cancel_futures=True)
+
+    def wait(self, entry: FileEntry) -> None:
+        """Wait until a file has proved sound.
+
+        Raises:
+            DamagedError: it is not.
+        """
+        if self._found[entry.path].result() != entry.sha256:
+            raise DamagedError(entry.path, f"{entry.path} has another digest")
+
+    def findings(self, broken: set[str]) -> list[Finding]:
+        """Return a finding for each file of another digest, but for those that are known to be broken."""
+        found = [(entry, self._found[entry.path]) for entry in self._manifest.body.files if entry.path in self._found]
+        return [
+            Finding("file_digest", entry.path, f"sha256 {entry.sha256}", f"sha256 {digest.result()}", _RESTORE)
+            for entry, digest in found
+            if entry.path not in broken and digest.result() != entry.sha256
+        ]
 
 
 def _encoder(manifest: Manifest, model: str | None, trust: bool) -> tuple[Encoder | None, list[Finding]]:
     """Build the encoder before anything is read: what is missing here should not be learned an hour later."""
     placement = [entry for entry in manifest.body.files if entry.path.startswith("placement/")]
-    if any(not manifest.store.path(entry.path).is_file() for entry in placement) or _digests(manifest, placement):
+    paths = [manifest.store.path(entry.path) for entry in placement]
+    if any(not path.is_file() or file_sha256(path) != entry.sha256 for path, entry in zip(paths, placement, strict=True)):
         return None, []  # found again among all the files
     try:
         return manifest.encoder(model=model, trust_remote_code=trust), []
@@ -92,15 +130,20 @@ def _encoder(manifest: Manifest, model: str | None, trust: bool) -> tuple[Encode
         raise ConfigurationError(f"{error}. Or check all but the placement: --deep --sample 0") from error
 
 
-def _contents(manifest: Manifest, encoder: Encoder | None, *, deep: bool, sample: int, texts: bool) -> list[Finding]:
+def _contents(
+    manifest: Manifest, encoder: Encoder | None, digests: _Digests, *, deep: bool, sample: int, texts: bool
+) -> list[Finding]:
     findings: list[Finding] = []
     try:
         findings += _counts(manifest)
+        if deep:  # before the card, which reads documents too: from here on, files have proved sound
+            findings += verify_contents(manifest, sample, encoder, digests.wait, texts=texts)
         findings += _card(manifest)
-        if deep:
-            findings += verify_contents(manifest, sample, encoder, texts=texts)
     except DamagedError as error:
         findings.append(_damaged(error))
+    except Exception:  # whatever reading a broken file may lead to; where all are sound it is a fault of ours
+        if not digests.findings(set()):
+            raise
     return findings
 
 
@@ -115,16 +158,6 @@ def _files(manifest: Manifest) -> Iterator[Finding]:
             yield Finding("file_missing", entry.path, f"{entry.bytes} bytes", "no file", _RESTORE)
         elif (size := path.stat().st_size) != entry.bytes:
             yield Finding("file_size", entry.path, f"{entry.bytes} bytes", f"{size} bytes", _RESTORE)
-
-
-def _digests(manifest: Manifest, entries: Sequence[FileEntry]) -> list[Finding]:
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # hashlib lets other threads run
-        found = threads.map(lambda entry: file_sha256(manifest.store.path(entry.path)), entries)
-        return [
-            Finding("file_digest", entry.path, f"sha256 {entry.sha256}", f"sha256 {sha256}", _RESTORE)
-            for entry, sha256 in zip(entries, found, strict=True)
-            if sha256 != entry.sha256
-        ]
 
 
 def _footers(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
@@ -144,7 +177,7 @@ def _footer(manifest: Manifest, entry: FileEntry, expected: pa.Schema) -> Iterat
     try:
         metadata = pq.read_metadata(manifest.store.path(entry.path))
         found = metadata.schema.to_arrow_schema()
-    except (OSError, pa.ArrowException) as error:
+    except (OSError, pa.ArrowException, ValueError) as error:  # the last: a name that is no UTF-8
         yield Finding("file_damaged", entry.path, "a Parquet file", str(error), _RESTORE)
         return
     if metadata.num_rows != entry.rows:
