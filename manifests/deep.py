@@ -2,8 +2,8 @@
 
 ```
 held-out files, then the others, a file at a time, without its texts:
-  domain and split of its file ─► groups and texts held out ─► exclusions ─► bytes, tokens ─► its ids, folded into two sums
-ids index ─► sorted, unique, and the same sums: so it names exactly the rows that are there
+  domain and split of its file ─► groups and texts held out ─► exclusions ─► bytes, tokens ─► its ids, folded into one sum
+ids index ─► sorted, unique, and the same sum: so it names exactly the rows that are there
 quarantine ─► records and bytes of each reason, as counted in the commit
 sample (with `texts`: every document) ─► digest and length of the text, hash of the id
 sample ─► text placed again by the stored rule
@@ -15,9 +15,13 @@ file, the held-out groups and the exclusions.
 """
 
 import hashlib
+import os
 import secrets
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 from typing import Any, Final
 
 import polars as pl
@@ -65,12 +69,17 @@ def verify_contents(
             wait(entry)
     rows = _Rows(manifest)
     findings: list[Finding] = []
-    heldout_first = sorted(manifest.data_files(), key=lambda entry: split_of[entry.path] != "heldout")
-    for entry in heldout_first:
+    heldout = [entry for entry in manifest.data_files() if split_of[entry.path] == "heldout"]
+    others = [entry for entry in manifest.data_files() if split_of[entry.path] != "heldout"]
+
+    def check(entry: FileEntry) -> list[Finding]:
         wait(entry)
-        findings += _first(rows.check(entry, split_of[entry.path]))
-        if texts:
-            findings += _first(_texts(_every_row(manifest, entry)))
+        found = list(_first(rows.check(entry, split_of[entry.path])))
+        return found + (list(_first(_texts(_every_row(manifest, entry)))) if texts else [])
+
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # reading a column and looking through it lets other threads run
+        for entries in (heldout, others):
+            findings += chain.from_iterable(threads.map(check, entries))
     drawn = sample_rows(manifest, sample, [*_TEXT, "domain", "distance", "margin"], _SAMPLE_BYTES).rows if sample else []
     if not texts:
         findings += _first(_texts(drawn))
@@ -92,36 +101,34 @@ def _first(findings: Iterable[Finding]) -> Iterator[Finding]:
 
 
 class _Ids:
-    """Two sums over rows of (id, domain, part, row); equal sums mean equal sets of rows, but for 1 chance in 2^128.
+    """A sum over rows of (id, domain, part, row); equal sums mean equal sets of rows, but for 1 chance in 2^64.
 
     The hashes are seeded anew each time, so that nobody can choose rows whose sums are equal.
     """
 
-    def __init__(self, seeds: tuple[int, int] | None = None) -> None:
-        self._seeds = seeds or (secrets.randbits(64), secrets.randbits(64))
-        self.sums = (0, 0)
+    def __init__(self, seed: int | None = None) -> None:
+        self._seed = secrets.randbits(64) if seed is None else seed
+        self.sum = 0
 
     def empty(self) -> "_Ids":
-        """Return sums of nothing with the same seeds."""
-        return _Ids(self._seeds)
+        """Return a sum of nothing with the same seed."""
+        return _Ids(self._seed)
 
-    def add(self, rows: pl.DataFrame) -> None:
-        """Add rows."""
+    def of(self, rows: pl.DataFrame) -> int:
+        """Return the sum over rows."""
         rows = rows.select(*(pl.col(name).cast(kind) for name, kind in zip(_INDEX, _INDEX_TYPES, strict=True)))
-        hashes = (rows.hash_rows(seed) for seed in self._seeds)
-        first, second = ((old + _sum(new)) % 2**64 for old, new in zip(self.sums, hashes, strict=True))
-        self.sums = (first, second)
+        return int(rows.hash_rows(self._seed).to_numpy().sum(dtype="uint64"))
+
+    def add(self, part: int) -> None:
+        """Add the sum over other rows."""
+        self.sum = (self.sum + part) % 2**64
 
 
 _INDEX_TYPES: Final = (pl.String, pl.String, pl.Int32, pl.Int64)
 
 
-def _sum(hashes: pl.Series) -> int:
-    return int(hashes.to_numpy().sum(dtype="uint64"))
-
-
 class _Rows:
-    """Checks the rows of data files, and remembers held-out keys, the sums of the ids, the bytes of text and the tokens."""
+    """Checks the rows of data files, in any threads; remembers held-out keys, the sum of the ids, bytes of text and tokens."""
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
@@ -132,14 +139,14 @@ class _Rows:
         self._reasons = pl.Series(list(reasons or {}), dtype=pl.String)
         self._near = pl.Series(list((reasons or {}).values()), dtype=pl.String).unique()
         self._sums: Counter[str] = Counter()
+        self._lock = threading.Lock()
 
     def check(self, entry: FileEntry, split: str) -> Iterator[Finding]:
         """Yield what is wrong with the rows of one data file."""
         domain, part = entry.path.split("/")[1], int(entry.path.split("part-")[1].split("-")[0])
         columns = ["doc_id", "group", "text_sha256", "num_bytes", "num_tokens"]
         rows = _read(self._manifest, entry, [*columns, *self._unlike(entry, domain, split)]).with_row_index("row")
-        self._add(rows)
-        self.ids.add(rows.with_columns(pl.lit(domain).alias("domain"), pl.lit(part).alias("part")))
+        self._add(rows, self.ids.of(rows.with_columns(pl.lit(domain).alias("domain"), pl.lit(part).alias("part"))))
         if "domain" in rows.columns:
             for row in _some(rows, (pl.col("domain") != domain) | (pl.col("split") != split)):
                 found = f"{row['domain']}, {row['split']}"
@@ -158,10 +165,12 @@ class _Rows:
                     return ["domain", "split"]
         return []
 
-    def _add(self, rows: pl.DataFrame) -> None:
+    def _add(self, rows: pl.DataFrame, ids: int) -> None:
         tokens = rows["num_tokens"]
         sums = {"bytes": int(rows["num_bytes"].sum()), "tokens": int(tokens.sum()), "null": tokens.null_count()}
-        self._sums.update({**sums, "rows": len(rows)})
+        with self._lock:
+            self.ids.add(ids)
+            self._sums.update({**sums, "rows": len(rows)})
 
     def _excluded(self, path: str, rows: pl.DataFrame, split: str) -> Iterator[Finding]:
         """Every reason is that of an excluded document; where reasons are given at all, each of them has one."""
@@ -185,7 +194,8 @@ class _Rows:
             return
         keyed = rows.with_columns(pl.coalesce("group " + pl.col("group"), "text_sha256").alias("key"))
         if split == "heldout":
-            self._heldout.append(keyed["key"].unique())
+            with self._lock:
+                self._heldout.append(keyed["key"].unique())
         elif self._heldout:
             for row in _some(keyed, pl.col("key").is_in(pl.concat(self._heldout).implode())):
                 yield Finding("heldout_leak", _where(path, row), "no training document of a held-out group", row["key"], _REMEDY)
@@ -264,7 +274,7 @@ def _index(manifest: Manifest, expected: _Ids, *, every_hash: bool) -> Iterator[
         if not entry.path.startswith("ids/"):
             continue
         rows = _read(manifest, entry, ["id_hash", *_INDEX])
-        found.add(rows)
+        found.add(found.of(rows))
         ids = pl.concat([last, rows.select("id_hash", "doc_id")]).with_columns(pl.all().shift(1).name.prefix("last_"))
         equal = pl.col("id_hash") == pl.col("last_id_hash")
         for row in _some(
@@ -277,7 +287,7 @@ def _index(manifest: Manifest, expected: _Ids, *, every_hash: bool) -> Iterator[
             if id_hash != int.from_bytes(hashlib.sha256(doc_id.encode()).digest()[:8], "big"):
                 yield Finding("ids_hash", entry.path, f"the hash of {doc_id}", str(id_hash), _REMEDY)
         last = rows.select("id_hash", "doc_id").tail(1)
-    if found.sums != expected.sums:
+    if found.sum != expected.sum:
         yield Finding("ids_rows", "ids", "every document with its place", "other documents or places", _REMEDY)
 
 

@@ -164,18 +164,18 @@ def test_deep_verify_reads_every_text_when_asked(copy_path, forger):
 
 
 def test_deep_verify_tells_rows_apart_whatever_their_order():
-    """The sums are those of the set of rows; another value in any column, or a row twice, is another sum."""
+    """The sum is that of the set of rows; another value in any column, or a row twice, is another one."""
     rows = pl.DataFrame({"doc_id": ["a", "b", "c"], "domain": ["d0", "d0", "d1"], "part": [0, 0, 1], "row": [0, 1, 2]})
     ids = deep._Ids()
-    ids.add(rows)
+    ids.add(ids.of(rows))
 
-    def sums(other: pl.DataFrame) -> tuple[int, int]:
+    def sum_of(other: pl.DataFrame) -> int:
         found = ids.empty()
         for part in (other[:1], other[1:]):
-            found.add(part)
-        return found.sums
+            found.add(found.of(part))
+        return found.sum
 
-    assert sums(rows[::-1]) == ids.sums
+    assert sum_of(rows[::-1]) == ids.sum
     for column in ("doc_id", "domain", "part", "row"):
-        assert sums(rows.with_columns(pl.col(column).reverse())) != ids.sums
-    assert sums(pl.concat([rows, rows[:1]])) != ids.sums
+        assert sum_of(rows.with_columns(pl.col(column).reverse())) != ids.sum
+    assert sum_of(pl.concat([rows, rows[:1]])) != ids.sum
