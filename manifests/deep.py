@@ -21,6 +21,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import chain
 from typing import Any, Final
 
@@ -46,7 +47,13 @@ _INDEX: Final = ["doc_id", "domain", "part", "row"]
 
 
 def verify_contents(
-    manifest: Manifest, sample: int, encoder: Encoder | None, wait: Callable[[FileEntry], None], *, texts: bool = False
+    manifest: Manifest,
+    sample: int,
+    encoder: Encoder | None,
+    wait: Callable[[FileEntry], None],
+    beside: Callable[[], Iterator[Finding]],
+    *,
+    texts: bool = False,
 ) -> list[Finding]:
     """Check the contents of a manifest whose files and counts are sound.
 
@@ -55,6 +62,7 @@ def verify_contents(
         sample: of how many documents to check the text, and to place it again.
         encoder: the manifest's own; None places nothing.
         wait: called before a file is read; returns when its digest holds, and raises where it does not.
+        beside: another check that reads files, called once the digests of all of them hold.
         texts: check the text of every document.
 
     Returns:
@@ -80,15 +88,25 @@ def verify_contents(
     with ThreadPoolExecutor(os.cpu_count()) as threads:  # reading a column and looking through it lets other threads run
         for entries in (heldout, others):
             findings += chain.from_iterable(threads.map(check, entries))
-    drawn = sample_rows(manifest, sample, [*_TEXT, "domain", "distance", "margin"], _SAMPLE_BYTES).rows if sample else []
-    if not texts:
-        findings += _first(_texts(drawn))
-    findings += rows.totals()
-    findings += _aside(manifest)
-    findings += _first(_index(manifest, rows.ids, every_hash=texts))
-    if encoder is not None:
-        findings += _first(_placement(manifest, drawn, encoder))
+        parts = (
+            partial(_sampled, manifest, sample, encoder, texts=texts),
+            rows.totals,
+            partial(_aside, manifest),
+            lambda: _first(_index(manifest, rows.ids, every_hash=texts)),
+            beside,
+        )
+        findings += chain.from_iterable(threads.map(lambda part: list(part()), parts))
     return findings
+
+
+def _sampled(manifest: Manifest, size: int, encoder: Encoder | None, *, texts: bool) -> Iterator[Finding]:
+    """Check the texts of a sample, unless all are checked, and place it again."""
+    columns = [*_TEXT, "domain", "distance", "margin"]
+    drawn = sample_rows(manifest, size, columns, _SAMPLE_BYTES).rows if size else []
+    if not texts:
+        yield from _first(_texts(drawn))
+    if encoder is not None:
+        yield from _first(_placement(manifest, drawn, encoder))
 
 
 def _first(findings: Iterable[Finding]) -> Iterator[Finding]:

@@ -12,6 +12,7 @@ Cost: one footer a file, and one pass over the narrow columns that the card coun
 import os
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from itertools import zip_longest
 from pathlib import Path
 from typing import Final, Self
@@ -136,9 +137,8 @@ def _contents(
     findings: list[Finding] = []
     try:
         findings += _counts(manifest)
-        if deep:  # before the card, which reads documents too: from here on, files have proved sound
-            findings += verify_contents(manifest, sample, encoder, digests.wait, texts=texts)
-        findings += _card(manifest)
+        card = partial(_card, manifest)
+        findings += verify_contents(manifest, sample, encoder, digests.wait, card, texts=texts) if deep else card()
     except DamagedError as error:
         findings.append(_damaged(error))
     except Exception:  # whatever reading a broken file may lead to; where all are sound it is a fault of ours
