@@ -7,31 +7,31 @@ by kind of file. About 12 minutes for 10,000 flips.
 """
 
 import argparse
+import json
 import random
 import shutil
 import tempfile
 from collections import Counter
 from pathlib import Path
 
+import polars as pl
 from measure import write_results
 
 from lmsplit.manifests.verify import verify_manifest
 from lmsplit.partition.config import Partition
 from lmsplit.partition.pipeline import partition
-from quickstart import write_corpus
 
 
-def make(directory: Path) -> Path:
-    """Publish a manifest of docstrings with something in every folder; return where."""
-    corpus = directory / "corpus"
-    corpus.mkdir()
-    write_corpus(corpus, ("networkx", "numpy", "pandas", "sklearn"), 250)
-    (corpus / "bad.jsonl").write_text("this is no JSON\n" * 3)
-    copies = (corpus / "numpy.jsonl").read_text().splitlines()[:30]
-    near = [line.replace('"id": "', '"id": "copy of ').replace(". ", ". Indeed ", 1) for line in copies]
-    (corpus / "near.jsonl").write_text("\n".join(near) + "\n")
+def make(corpus: str, directory: Path) -> Path:
+    """Publish a manifest of 1,000 texts with something in every folder; return where."""
+    texts = directory / "corpus"
+    texts.mkdir()
+    rows = pl.read_parquet(corpus, columns=["id", "text", "source"]).sample(1000, seed=0).to_dicts()
+    near = [{**row, "id": f"copy of {row['id']}", "text": row["text"] + " Indeed."} for row in rows]
+    lines = [json.dumps(row) for row in [*rows, *near]]
+    (texts / "texts.jsonl").write_text("\n".join([*lines, "this is no JSON"]) + "\n")
     settings = {
-        "input": {"paths": str(corpus)},
+        "input": {"paths": str(texts)},
         "output": str(directory / "manifest"),
         "domains": 4,
         "encoder": "lexical",
@@ -46,11 +46,12 @@ def make(directory: Path) -> Path:
 def main() -> None:
     """Flip and count."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", default="../shared/corpora/*.parquet")
     parser.add_argument("--flips", type=int, default=10_000)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     directory = Path(tempfile.mkdtemp())
-    root = make(directory)
+    root = make(options.corpus, directory)
     shutil.rmtree(root / "_work", ignore_errors=True)
     files = sorted(path for path in root.rglob("*") if path.is_file())
     generator = random.Random(options.seed)  # which bits is no secret

@@ -134,9 +134,13 @@ def _explain(model: type[BaseModel], finding: Any) -> str:
     path = ".".join(str(part) for part in finding["loc"])
     message = str(finding["msg"]).removeprefix("Value error, ")
     if finding["type"] == "extra_forbidden":
-        known = sorted(_known_keys(model))
-        near = difflib.get_close_matches(str(finding["loc"][-1]), known, n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(known)}"
+        section = path.rpartition(".")[0]
+        known = sorted(_known_keys(model), key=lambda key: (key.rpartition(".")[0] != section, key))
+        names = [key.rpartition(".")[2] for key in known]
+        near = difflib.get_close_matches(str(finding["loc"][-1]), names, n=1)
+        meant = known[names.index(near[0])] if near else ""
+        elsewhere = meant.rpartition(".")[0] != section
+        hint = f"did you mean {(meant if elsewhere else near[0])!r}?" if near else f"known keys: {', '.join(sorted(set(names)))}"
         return f"unknown key {path!r}: {hint}"
     if finding["type"] == "missing":
         return f"key {path!r} is missing"
@@ -145,9 +149,10 @@ def _explain(model: type[BaseModel], finding: Any) -> str:
 
 
 def _known_keys(model: type[BaseModel]) -> set[str]:
+    """Return every key, those inside a section with its name and a dot before them."""
     keys = set(model.model_fields)
-    for field in model.model_fields.values():
+    for name, field in model.model_fields.items():
         for kind in (field.annotation, *getattr(field.annotation, "__args__", ())):
             if isinstance(kind, type) and issubclass(kind, BaseModel):
-                keys |= _known_keys(kind)
+                keys |= {f"{name}.{key}" for key in _known_keys(kind)}
     return keys

@@ -43,6 +43,11 @@ def test_configuration_names_the_nearest_key(tmp_path: Path) -> None:
         configuration(tmp_path, "manifset=x")
 
 
+def test_configuration_names_the_section_that_a_key_belongs_to(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="unknown key 'replay': did you mean 'expert.replay'"):
+        configuration(tmp_path, "replay=0.1")
+
+
 @pytest.mark.parametrize(
     "override",
     [
