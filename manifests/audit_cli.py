@@ -115,12 +115,24 @@ def export(
     elif to == "slim":
         total = sum(each.documents for each in opened.domains if not domains or each.domain in domains)
         with _progress("documents") as progress:
-            export_slim.export_slim(opened, output, domains, progress=lambda done: progress(done, total))
+            export_slim.export_slim(opened, output, domains, progress=_summing(progress, total))
     else:
         total = sum(entry.bytes for name in domains for entry in opened.data_files(name))
         with _progress("bytes") as progress:
-            handover.export_manifest(opened, output, domains, progress=lambda done: progress(done, total))
+            handover.export_manifest(opened, output, domains, progress=_summing(progress, total))
     Console(stderr=True).print(f"{output}: written", markup=False)
+
+
+def _summing(progress: Callable[[int, int], None], total: int) -> Callable[[int], None]:
+    """Return a function that is told how much was done since its last call."""
+    done = 0
+
+    def add(more: int) -> None:
+        nonlocal done
+        done += more
+        progress(done, total)
+
+    return add
 
 
 def _answer(found: dict[str, Any], view: Callable[[int], RenderableType], *, as_json: bool) -> None:

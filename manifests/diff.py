@@ -29,7 +29,7 @@ import polars as pl
 from lmsplit.manifests import schema
 from lmsplit.manifests.alignment import NOT_ALIGNED, Counts, Indices, adjusted_rand, align
 from lmsplit.manifests.causes import CAUSES, STATUSES, Causes, RuleChange
-from lmsplit.manifests.diff_documents import DocumentsFile
+from lmsplit.manifests.diff_documents import documents_file
 from lmsplit.manifests.difference import Amount, Diff, Example, Flow, Side, render
 from lmsplit.manifests.errors import DamagedError
 from lmsplit.manifests.reader import Manifest
@@ -64,16 +64,16 @@ def diff(a: Manifest, b: Manifest, *, documents: Path | None = None, progress: P
         What differs.
 
     Raises:
-        ConfigurationError: `documents` is there already.
+        ConfigurationError: `documents` is there already, has no directory, or lies in the first manifest's own folders.
         DamagedError: a file of one of them is missing or cannot be read.
     """
     if documents is None:
         return _diff(a, b, None, progress)
-    with DocumentsFile(documents) as file:
-        return _diff(a, b, file, progress)
+    with documents_file(a, documents) as write:
+        return _diff(a, b, write, progress)
 
 
-def _diff(a: Manifest, b: Manifest, file: DocumentsFile | None, progress: Progress | None) -> Diff:
+def _diff(a: Manifest, b: Manifest, write: Callable[[pl.DataFrame], None] | None, progress: Progress | None) -> Diff:
     if a.digest == b.digest:
         return _same(a, b)
     passes = _Passes(a, b, progress)
@@ -89,8 +89,8 @@ def _diff(a: Manifest, b: Manifest, file: DocumentsFile | None, progress: Progre
         cells = _added_up(cells, _cells(classified))
         differing = _named(classified.filter(pl.col("status") != "unchanged"), a, b)
         examples = _most_telling(pl.concat([examples, _most_telling(differing)], how="diagonal"))
-        if file is not None:
-            file.write(differing)
+        if write is not None:
+            write(differing)
         del rows, classified, differing
     return _difference(a, b, _Found(cells, examples, aligned_A, adjusted_rand(shared_AB), causes.rule))
 

@@ -1,22 +1,21 @@
 """The file of `diff --documents`: every document that is not unchanged, one row each, as Parquet.
 
-It is written beside its name, hidden, and takes the name only when it is whole: a run that is killed leaves nothing under it. A
-file that is there already is never touched. This does *not* decide what stands in it: see `diff`.
+It appears whole or not at all, and never over another file: see `export`. This does *not* decide what stands in it: see `diff`.
 
 Cost: one compressed write of the rows given; each call makes at least one row group.
 """
 
-import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.manifests.store import Store
+from lmsplit.manifests.export import new_file
+from lmsplit.manifests.reader import Manifest
 
 SCHEMA: Final = pa.schema(
     [
@@ -47,40 +46,24 @@ SCHEMA: Final = pa.schema(
 _ROW_GROUP: Final = 1 << 18
 
 
-class DocumentsFile:
-    """A Parquet file to be: write rows to it inside a `with`; at the end of the block it gets its name.
+@contextmanager
+def documents_file(a: Manifest, path: Path) -> Iterator[Callable[[pl.DataFrame], None]]:
+    """Give a function that writes rows to a new file, which has its name once the block ends well.
+
+    Rows are written sorted by their ids; columns that the file does not have are left out.
 
     Args:
-        path: the name; its directory is made.
+        a: the first manifest, in whose own folders the file must not lie.
+        path: the name.
 
     Raises:
-        ConfigurationError: the name is taken.
+        ConfigurationError: `path` exists, has no directory, or lies where the manifest keeps its own files.
     """
+    with new_file(a, path) as hidden, pq.ParquetWriter(hidden, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._hidden = path.parent / f".{path.name}.{uuid.uuid4().hex}"
-        self._check(taken=path.exists() or path.is_symlink())
+        def write(rows: pl.DataFrame) -> None:
+            if len(rows):
+                table = rows.select(SCHEMA.names).sort("doc_id").to_arrow().cast(SCHEMA)
+                writer.write_table(table, row_group_size=_ROW_GROUP)
 
-    def _check(self, *, taken: bool) -> None:
-        if taken:
-            raise ConfigurationError(f"{self._path} exists: choose another name for the documents, or remove it first")
-
-    def __enter__(self) -> Self:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._writer = pq.ParquetWriter(self._hidden, SCHEMA, compression="zstd", write_page_checksum=True)
-        return self
-
-    def write(self, rows: pl.DataFrame) -> None:
-        """Append rows, sorted by their ids; columns that the file does not have are left out."""
-        if len(rows):
-            table = rows.select(SCHEMA.names).sort("doc_id").to_arrow().cast(SCHEMA)
-            self._writer.write_table(table, row_group_size=_ROW_GROUP)
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        try:
-            self._writer.close()
-            if kind is None:
-                self._check(taken=not Store(self._path.parent).put(self._hidden, self._path.name))
-        finally:
-            self._hidden.unlink(missing_ok=True)
+        yield write

@@ -1,4 +1,4 @@
-"""What every export has in common: which domains are meant, and an output that appears whole or not at all.
+"""Outputs that appear whole or not at all, for exports and `diff`; and which domains an export means.
 
 An export never touches the manifest that it is made from. It is written under a hidden name beside its own (`.<name>.<random>`),
 flushed, and only then given the name: a reader sees all of it or nothing. A kill leaves the hidden one behind, which may be
@@ -94,7 +94,7 @@ def _check(manifest: Manifest, output: Path) -> None:
 
 
 def _exists(output: Path) -> ConfigurationError:
-    return ConfigurationError(f"{output} exists, and an export never overwrites: remove it, or choose another output")
+    return ConfigurationError(f"{output} exists, and is not overwritten: remove it, or choose another output")
 
 
 def _hidden(output: Path) -> Path:

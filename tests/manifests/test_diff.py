@@ -304,7 +304,7 @@ def test_diff_refuses_an_existing_file_before_it_reads(golden_path, copy_path, f
         path.unlink()
     out = tmp_path / "out.parquet"
     out.write_bytes(b"mine")
-    with pytest.raises(ConfigurationError, match=f"{out} exists: choose another name"):
+    with pytest.raises(ConfigurationError, match=f"{out} exists, and is not overwritten"):
         diff(Manifest.open(golden_path), Manifest.open(copy_path), documents=out)
     assert out.read_bytes() == b"mine"
 

@@ -58,7 +58,7 @@ def test_export_never_overwrites(golden_path: Path, tmp_path: Path, kind, before
     output = tmp_path / "out"
     makers = {"file": output.touch, "directory": output.mkdir, "dangling link": lambda: output.symlink_to("nowhere")}
     makers[before]()
-    with pytest.raises(ConfigurationError, match=r"out exists, and an export never overwrites: remove it, or choose another"):
+    with pytest.raises(ConfigurationError, match=r"out exists, and is not overwritten: remove it, or choose another"):
         kind(Manifest.open(golden_path), output).__enter__()
     assert visible(tmp_path) == ["out"]
 

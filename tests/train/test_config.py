@@ -44,7 +44,7 @@ def test_configuration_names_the_nearest_key(tmp_path: Path) -> None:
 
 
 def test_configuration_names_the_section_that_a_key_belongs_to(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="unknown key 'replay': did you mean 'expert.replay'"):
+    with pytest.raises(ConfigurationError, match=r"unknown key 'replay': did you mean 'expert\.replay'"):
         configuration(tmp_path, "replay=0.1")
 
 
