@@ -2,7 +2,7 @@
 
 ```
 report_facts ─┐
-report_map ───┼─► page/page.html (+ page.css, page.js) ─► one file
+report_map ───┼─► report-page/page.html (+ .css, .js) ─► one file
 diff ─────────┘
 ```
 
@@ -31,7 +31,7 @@ from lmsplit.manifests.report_map import draw_map
 from lmsplit.manifests.show import size
 
 MAX_BYTES: Final = 5_000_000
-_PAGE: Final = Path(__file__).parent / "page"
+_PAGE: Final = Path(__file__).parent / "report-page"
 _SECTIONS: Final = (
     ("domains", "Domains"),
     ("map", "Map"),
