@@ -157,5 +157,5 @@ def test_deep_verify_finds_reasons_that_are_not_the_documents(
     said = deep._exclusions(manifest)
     assert said
     monkeypatch.setattr(deep, "_exclusions", lambda _: change(said, train))
-    found = deep.verify_contents(manifest, 0, None)
+    found = deep.verify_contents(manifest, 0, None, lambda entry: None, lambda: iter(()))
     assert [(finding.code, finding.expected) for finding in found] == [("exclusions", expected)]

@@ -98,7 +98,7 @@ def test_manifest_names_no_path_of_this_machine(published: Path, tiny_model: Pat
     assert (encoder["model"], encoder["max_tokens"], encoder["device"]) == (None, MAX_TOKENS, "cpu")
     name = Manifest.open(published).encoder_name
     assert name == f"weights {encoder['weights_sha256'][:12]} ({encoder['precision']}, {MAX_TOKENS} tokens)"
-    assert f"Encoder: {name}." in (published / "README.md").read_text()
+    assert f"\n{name}: weights `" in (published / "README.md").read_text()
 
 
 def test_model_that_changed_under_a_run_is_another_run(
