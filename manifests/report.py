@@ -33,6 +33,7 @@ from lmsplit.manifests.show import size
 MAX_BYTES: Final = 5_000_000
 _PAGE: Final = Path(__file__).parent / "report-page"
 _SECTIONS: Final = (
+    ("glance", "At a glance"),
     ("domains", "Domains"),
     ("map", "Map"),
     ("composition", "Composition"),
@@ -102,7 +103,7 @@ def _render(manifest: Manifest, limits: Limits, drawn: dict[str, Any], differenc
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_PAGE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )
-    environment.filters["bytes"] = size
+    environment.filters |= {"bytes": size, "short": _short}
     data = {"domains": [domain.domain for domain in manifest.domains], "map": drawn["documents"]}
     sections = [("difference", "What changed"), *_SECTIONS] if difference else _SECTIONS
     return environment.get_template("page.html").render(
@@ -120,6 +121,15 @@ def _render(manifest: Manifest, limits: Limits, drawn: dict[str, Any], differenc
         js=_trusted("page.js"),
         data=_embedded(data),
     )
+
+
+def _short(text: str, length: int) -> str:
+    """Return the beginning of a text, and a mark where it goes on.
+
+    >>> _short("bread", 3)
+    'bre…'
+    """
+    return text if len(text) <= length else text[:length] + "…"
 
 
 def _trusted(name: str) -> markupsafe.Markup:

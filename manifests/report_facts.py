@@ -68,7 +68,8 @@ def facts(manifest: Manifest, limits: Limits) -> dict[str, Any]:
         "histograms": {kind: histograms[kind].get(None, []) for kind in histograms},
         "compositions": [found for name in _columns(manifest) if (found := _composition(manifest, name, limits))],
         "borderline": list(_borderline(manifest, limits)),
-        "borders": _borders(manifest),
+        "borders": _borders(manifest, limits),
+        "heldout": (manifest.body.configuration.get("heldout_fraction"), manifest.body.heldout_fraction),
         "quarantine": _quarantine(manifest, limits),
         "history": _history(manifest),
         "configuration": sorted(_flat(manifest.body.configuration).items()),
@@ -129,7 +130,7 @@ def _composition(manifest: Manifest, column: str, limits: Limits) -> dict[str, A
         "by_domain": sorted(by_domain, key=lambda each: each["domain"])[: limits.domains],
         "by_value": [_value(row, counts, manifest) for row in top.iter_rows(named=True)],
         "matrix": _matrix(counts, top["value"].head(limits.matrix).to_list(), manifest, limits),
-        "sentences": list(_sentences(column, by_domain, values, manifest)),
+        "sentences": list(_sentences(column, by_domain, values, counts)),
     }
 
 
@@ -175,22 +176,28 @@ def _matrix(counts: pl.DataFrame, values: list[str], manifest: Manifest, limits:
     return [{"value": value, "documents": [found.get((value, name), 0) for name in names]} for value in values]
 
 
-def _sentences(column: str, by_domain: list[dict[str, Any]], values: pl.DataFrame, manifest: Manifest) -> Iterator[str]:
+def _sentences(column: str, by_domain: list[dict[str, Any]], values: pl.DataFrame, counts: pl.DataFrame) -> Iterator[str]:
     """What the table says, in words."""
     mixing = sorted((each for each in by_domain if each["mixes"]), key=lambda each: -each["top"][1]["share"])
     shown = "; ".join(
-        f"{each['domain']} “{manifest.domain(each['domain']).label}” ("
-        + ", ".join(f"{part['value'][:60]} {part['share']:.0%}" for part in each["top"] if part["share"] >= _MIXES)
+        f"{each['domain']} ("
+        + ", ".join(f"{part['value'][:60]} {part['share']:.1%}" for part in each["top"] if part["share"] >= _MIXES)
         + ")"
-        for each in mixing[:12]
+        for each in mixing[:_MAX_NAMED]
     )
     number = f"{len(mixing)} of {len(by_domain)} domains mix two or more values of {column} (the second holds at least 10 %)"
-    yield number + (f": {shown}{'; …' if len(mixing) > 12 else ''}." if mixing else ".")
+    yield number + (f": {shown}{'; …' if len(mixing) > _MAX_NAMED else ''}." if mixing else ".")
     widest = values.sort(["feeds", "domains", "documents", "value"], descending=[True, True, True, False]).row(0, named=True)
-    yield (
-        f"The value of {column} that feeds most domains is {widest['value'][:60]}: it holds at least 1 % of the documents of "
-        f"{widest['feeds']} of {len(by_domain)} domains, and is found in {widest['domains']}."
+    fed = counts.filter((pl.col("value") == widest["value"]) & (pl.col("share") >= _FEEDS)).sort("share", descending=True)
+    named = ", ".join(f"{name} {share:.1%}" for name, share in fed.select("domain", "share").head(_MAX_NAMED).iter_rows())
+    sentence = (
+        f"{widest['value'][:60]} is the value of {column} that feeds most domains: {widest['feeds']} of {len(by_domain)} have at "
     )
+    sentence += f"least 1 % of their documents from it ({named}{', …' if fed.height > _MAX_NAMED else ''})."
+    found = values.sort(["domains", "feeds", "documents", "value"], descending=[True, True, True, False]).row(0, named=True)
+    if found["value"] != widest["value"]:
+        sentence += f" Counting a single document too, {found['value'][:60]} is found in most: {found['domains']}."
+    yield sentence
 
 
 def _histograms(manifest: Manifest) -> dict[str, dict[str | None, list[int]]]:
@@ -211,22 +218,28 @@ def _histograms(manifest: Manifest) -> dict[str, dict[str | None, list[int]]]:
 def _borderline(manifest: Manifest, limits: Limits) -> Iterator[dict[str, Any]]:
     """The documents of the smallest margins, which a slightly other rule would have placed elsewhere."""
     columns = ["doc_id", "domain", "distance", "second_domain", "second_distance", "margin", "source", "split"]
-    query = manifest.scan().select(columns).filter(pl.col("margin").is_not_null()).bottom_k(limits.borderline, by="margin")
+    kept = _columns(manifest)[1:4]
+    query = (
+        manifest.scan().select([*columns, *kept]).filter(pl.col("margin").is_not_null()).bottom_k(limits.borderline, by="margin")
+    )
     labels = {domain.domain: domain.label for domain in manifest.domains}
     for row in _collect(manifest, query).sort(["margin", "doc_id"]).iter_rows(named=True):
         document = manifest.find(row["doc_id"], ["text"]).document or {"text": ""}
         excerpt = " ".join(document["text"][: 2 * limits.excerpt].split())[: limits.excerpt]
-        yield {**row, "label": labels[row["domain"]], "second_label": labels.get(row["second_domain"]), "excerpt": excerpt}
+        values = {name: str(row.pop(name) or "") for name in kept}
+        names = {"label": labels[row["domain"]], "second_label": labels.get(row["second_domain"])}
+        yield {**row, **names, "excerpt": excerpt, "kept": values}
 
 
-def _borders(manifest: Manifest) -> list[dict[str, Any]]:
-    """The pairs of domains with most documents between them, of a margin below one bin."""
-    near = manifest.scan().filter(pl.col("margin") < BIN).group_by("domain", "second_domain").agg(pl.len().alias("documents"))
-    rows = _collect(manifest, near).sort(["documents", "domain", "second_domain"], descending=[True, False, False]).head(12)
-    return [
-        {**row, "label": manifest.domain(row["domain"]).label, "second_label": manifest.domain(row["second_domain"]).label}
-        for row in rows.iter_rows(named=True)
-    ]
+def _borders(manifest: Manifest, limits: Limits) -> dict[str, Any]:
+    """How many documents have a margin below one bin, and between which domains they lie, whichever of the two they are in."""
+    names = pl.concat_list("domain", "second_domain").list.sort()
+    pair = [names.list.get(0).alias("one"), names.list.get(1).alias("other")]
+    near = manifest.scan().filter(pl.col("margin") < BIN).group_by(pair).agg(pl.len().alias("documents"))
+    rows = _collect(manifest, near).sort(["documents", "one", "other"], descending=[True, False, False])
+    labels = {domain.domain: domain.label for domain in manifest.domains}
+    pairs = [{**row, "label": labels.get(row["one"]), "other_label": labels.get(row["other"])} for row in rows.to_dicts()]
+    return {"documents": int(rows["documents"].sum()), "num_pairs": len(pairs), "pairs": pairs[: limits.values]}
 
 
 def _quarantine(manifest: Manifest, limits: Limits) -> dict[str, Any]:

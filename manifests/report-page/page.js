@@ -127,7 +127,8 @@
     wanted = event.target.value.trim().toLowerCase();
     let count = 0;
     for (const item of document.querySelectorAll("main tbody tr, main article")) {
-      const fits = !wanted || item.textContent.toLowerCase().includes(wanted);
+      const titles = [...item.querySelectorAll("[title]")].map((each) => each.title).join(" ");
+      const fits = !wanted || `${item.textContent} ${titles}`.toLowerCase().includes(wanted);
       item.classList.toggle("hidden", !fits);
       if (fits && wanted) count += 1;
     }

@@ -153,7 +153,8 @@ def test_report_facts_count_as_the_documents_do(manifest: Manifest) -> None:
     assert found["histograms"]["margin"][0] == pytest.approx(first, abs=2)  # a float32 at the bin's edge
     least = rows.sort(["margin", "doc_id"]).head(5)["doc_id"].to_list()
     assert [each["doc_id"] for each in found["borderline"][:5]] == least
-    assert sum(each["documents"] for each in found["borders"]) == first
+    assert found["borders"]["documents"] == sum(each["documents"] for each in found["borders"]["pairs"]) == first
+    assert all(each["one"] < each["other"] for each in found["borders"]["pairs"])
 
 
 def test_report_says_which_domains_mix(hostile: Manifest) -> None:
@@ -161,7 +162,7 @@ def test_report_says_which_domains_mix(hostile: Manifest) -> None:
     found = facts(hostile, Limits())
     sentences = next(each for each in found["compositions"] if each["column"] == "source")["sentences"]
     assert sentences[0].startswith("3 of 3 domains mix two or more values of source")
-    assert "(none) 50%" in sentences[0]
+    assert "(none) 50.0%" in sentences[0]
 
 
 def test_report_names_what_was_set_aside(hostile: Manifest) -> None:

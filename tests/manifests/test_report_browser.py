@@ -176,6 +176,6 @@ def test_report_is_whole_without_scripts(browser: Chrome, reports: dict[str, Pat
         seen = browser.find_element(By.TAG_NAME, "main").text
     finally:
         browser.execute_cdp_cmd("Emulation.setScriptExecutionDisabled", {"value": False})
-    assert "Every domain." in seen
+    assert "Every domain; its name is made of its keywords." in seen
     assert "documents of the smallest margins" in seen
     assert "The map is drawn by a script" in seen
