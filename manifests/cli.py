@@ -94,7 +94,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = list(sys.argv[1:] if arguments is None else arguments)
     wanted = next((argument for argument in given if not argument.startswith("-")), None)
     try:
-        _application(wanted, _is_training(given))(given, prog_name="lmsplit")
+        _application(wanted, wanted == "status" and _is_training(given))(given, prog_name="lmsplit")
     except LmsplitError as error:
         sys.stderr.write(f"lmsplit: {error}\n")
         sys.exit(error.exit_code)

@@ -331,6 +331,6 @@ def _placement(manifest: Manifest, rows: list[dict[str, Any]], encoder: Encoder)
 def _read(manifest: Manifest, entry: FileEntry, columns: list[str]) -> pl.DataFrame:
     path = manifest.store.path(entry.path)
     try:
-        return pl.read_parquet(path, columns=columns)
+        return pl.read_parquet(path, columns=columns, glob=False)
     except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise DamagedError(entry.path, f"{path} cannot be read ({error}): restore it from a copy") from error

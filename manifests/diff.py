@@ -32,6 +32,7 @@ from lmsplit.manifests.causes import CAUSES, STATUSES, Causes, RuleChange
 from lmsplit.manifests.diff_documents import documents_file
 from lmsplit.manifests.difference import Amount, Diff, Example, Flow, Side, render
 from lmsplit.manifests.errors import DamagedError
+from lmsplit.manifests.layout import domain_name
 from lmsplit.manifests.reader import Manifest
 
 __all__ = ["Diff", "diff", "render"]
@@ -77,7 +78,7 @@ def _diff(a: Manifest, b: Manifest, write: Callable[[pl.DataFrame], None] | None
     if a.digest == b.digest:
         return _same(a, b)
     passes = _Passes(a, b, progress)
-    shared_AB = np.zeros((len(a.domains), len(b.domains)), np.int64)
+    shared_AB = np.zeros((len(_leaves(a)), len(_leaves(b))), np.int64)
     for rows in passes.places():
         _count_shared(rows, shared_AB)
         del rows  # or it would stay while the next are joined
@@ -135,8 +136,8 @@ class _Passes:
         frame = _scanned(manifest).select(columns)
         if self._buckets > 1:  # a hash that is stable within one version of polars, which is all that a run needs
             frame = frame.filter(pl.col("doc_id").hash() % self._buckets == bucket)
-        # Numbers for names: a name that the domain table lacks is an error.
-        names = pl.Enum([domain.domain for domain in manifest.domains])
+        # Numbers for names: a name that the rule lacks is an error.
+        names = pl.Enum(_leaves(manifest))
         placed = pl.col([name for name in columns if name.endswith("domain")])
         frame = frame.with_columns(placed.cast(names).to_physical().cast(pl.Int32))
         try:
@@ -157,6 +158,11 @@ def _scanned(manifest: Manifest) -> pl.LazyFrame:
     empty = pl.from_arrow(schema.documents().empty_table())
     assert isinstance(empty, pl.DataFrame)
     return empty.lazy()
+
+
+def _leaves(manifest: Manifest) -> list[str]:
+    """Return the domain on each leaf of the rule, also those that a hand-over left behind."""
+    return [domain_name(leaf) for leaf in range(manifest.stored_rule.rule.num_domains)]
 
 
 def _placement_sha256(manifest: Manifest) -> str:
@@ -193,7 +199,7 @@ def _summed(cells: pl.DataFrame, *keys: str) -> pl.DataFrame:
 
 def _named(rows: pl.DataFrame, a: Manifest, b: Manifest) -> pl.DataFrame:
     """Put the domains' names for their numbers."""
-    names_a, names_b = (pl.lit(pl.Series([domain.domain for domain in side.domains])) for side in (a, b))
+    names_a, names_b = (pl.lit(pl.Series(_leaves(side))) for side in (a, b))
     return rows.with_columns(
         names_a.gather(pl.col("domain_a")).alias("domain_a"),
         names_b.gather(pl.col("domain_b")).alias("domain_b"),
@@ -224,7 +230,8 @@ class _Found:
 
 
 def _difference(a: Manifest, b: Manifest, found: _Found) -> Diff:
-    names_a, names_b = ([domain.domain for domain in side.domains] for side in (a, b))
+    names_a, names_b = _leaves(a), _leaves(b)
+    held_a, held_b = ({domain.domain for domain in side.domains} for side in (a, b))
     cells = found.cells
     amounts = {row["status"]: row for row in _summed(cells, "status").to_dicts()}
     causes = {row["cause"]: row["documents"] for row in _summed(cells.drop_nulls("cause"), "cause").to_dicts()}
@@ -237,8 +244,9 @@ def _difference(a: Manifest, b: Manifest, found: _Found) -> Diff:
         amounts={status: _amount(amounts.get(status, {}), counts_tokens) for status in STATUSES},
         causes=dict(sorted(causes.items(), key=lambda item: (-item[1], CAUSES.index(item[0])))),
         alignment={
-            name: None if index == NOT_ALIGNED else names_b[index]
+            name: None if index == NOT_ALIGNED or names_b[index] not in held_b else names_b[index]
             for name, index in zip(names_a, found.aligned_A.tolist(), strict=True)
+            if name in held_a
         },
         adjusted_rand=found.agreement,
         churn=tuple(

@@ -93,7 +93,7 @@ def explain_text(manifest: Manifest, text: str, encoder: Encoder) -> Explanation
     if (vector_D := encoded(encoder, text)) is None:
         raise ManifestError("the encoder finds nothing in the text, so it belongs to no domain: give a text with words in it")
     placed = place(manifest, vector_D)
-    domain = manifest.domain(placed.domain)
+    here = [domain for domain in manifest.domains if domain.domain == placed.domain]  # none: a hand-over left it behind
     return Explanation(
         doc_id=None,
         status="unknown",
@@ -102,10 +102,10 @@ def explain_text(manifest: Manifest, text: str, encoder: Encoder) -> Explanation
         excerpt=excerpt(text),
         num_bytes=len(data),
         **placed._asdict(),
-        **_about(manifest, domain, placed.second_domain),
-        percentile=_percentile(manifest, domain.domain, placed.distance),
+        **(_about(manifest, here[0], placed.second_domain) if here else {}),
+        percentile=_percentile(manifest, placed.domain, placed.distance) if here else None,
         placed_by=PLACED_BY_CENTROIDS,
-        representatives=_nearest_first(manifest, domain, vector_D, encoder),
+        representatives=_nearest_first(manifest, here[0], vector_D, encoder) if here else (),
         scores=scores(manifest, vector_D, placed),
     )
 
@@ -145,7 +145,7 @@ def _published(manifest: Manifest, found: Lookup, encoder: Encoder | None) -> di
 
 
 def _about(manifest: Manifest, domain: Domain, second: str | None) -> dict[str, Any]:
-    second_label = None if second is None else manifest.domain(second).label
+    second_label = None if second is None else manifest.label(second)
     return {"label": domain.label, "keywords": domain.keywords, "second_label": second_label}
 
 

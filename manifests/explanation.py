@@ -103,7 +103,7 @@ class Score:
 
     Attributes:
         domain: the domain.
-        label: its label.
+        label: its label; None of a domain that a hand-over left behind.
         cost: 1 - x·c + price; in a tree, to be compared only with siblings in it.
         distance: 1 - cosine to its centroid.
         margin: by how much the rule prefers its own choice to this one; 0 for the choice. Flat: the difference of the costs. In
@@ -111,7 +111,7 @@ class Score:
     """
 
     domain: str
-    label: str
+    label: str | None
     cost: float
     distance: float
     margin: float

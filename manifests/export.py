@@ -85,6 +85,15 @@ def _check(manifest: Manifest, output: Path) -> None:
         raise ConfigurationError(
             f"{output.absolute().parent} is not a directory: make it, or choose another output than {output}"
         )
+    check_place(manifest, output)
+
+
+def check_place(manifest: Manifest, output: Path) -> None:
+    """Refuse an output among the manifest's own files.
+
+    Raises:
+        ConfigurationError: it lies there.
+    """
     root, place = manifest.store.root.resolve(), output.absolute().parent.resolve() / output.name
     inside = place.relative_to(root).parts if place.is_relative_to(root) else ()
     if inside and inside[0] in {*FOLDERS, WORK, CARD}:

@@ -72,7 +72,7 @@ def scores(manifest: Manifest, vector_D: Floats, placed: Placed) -> tuple[Score,
     )
     norms_M = lengths(rule.centroids_MD)
     return tuple(
-        Score(name, manifest.domain(name).label, float(cost_M[node]), _distance(dots_M[node], norms_M[node]), margin_M[node])
+        Score(name, manifest.label(name), float(cost_M[node]), _distance(dots_M[node], norms_M[node]), margin_M[node])
         for name, node in order[:_NUM_SCORES]
     )
 

@@ -4,6 +4,7 @@ Reading checks the commit's own digests and Parquet's page checksums; it does *n
 --deep`). Documents stream: memory is one row group, whatever the manifest's size.
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -109,6 +110,10 @@ class Manifest:
                 return domain
         names = [domain.domain for domain in self.domains]
         raise ManifestError(f"{self.store.root} has no domain {name!r}: it has {names[0]} to {names[-1]}")
+
+    def label(self, name: str) -> str | None:
+        """Return the label of a domain; None of one that is not here, as a hand-over leaves domains of the rule behind."""
+        return next((domain.label for domain in self.domains if domain.domain == name), None)
 
     def data_files(self, domain: str | None = None) -> list[FileEntry]:
         """Return the data files, of one domain or of all, in the order of their paths."""
@@ -309,6 +314,10 @@ def _read_rule(store: Store, body: Body) -> StoredRule:
         files = PlacementFiles(store.read(names["rule"]), store.read(names["arrays"]))
     except FileNotFoundError as error:
         raise DamagedError(body.placement, f"{error.filename} is missing: run lmsplit verify {store.root}") from error
+    for role, data in (("rule", files.description), ("arrays", files.arrays)):
+        if (found := hashlib.sha256(data).hexdigest()) != _entry(body, names[role]).sha256:
+            path = store.path(names[role])
+            raise DamagedError(names[role], f"{path} has sha256 {found}, the commit says another one: restore it from a copy")
     return parse_rule(files, names["rule"])
 
 

@@ -23,6 +23,7 @@ import markupsafe
 from lmsplit.manifests.difference import Diff
 from lmsplit.manifests.domain_details import BIN
 from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.manifests.export import check_place
 from lmsplit.manifests.placement import Encoder
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.report_diff import diff_facts
@@ -66,10 +67,11 @@ def write_report(
         Bytes written.
 
     Raises:
-        ConfigurationError: the output is a directory, or in none.
+        ConfigurationError: the output is in no directory, among the manifest's own files, or something else than a file.
         DamagedError: a file of the manifest is missing or cannot be read.
     """
-    if output.is_dir() or not output.parent.is_dir():
+    check_place(manifest, output)
+    if (output.exists() and not output.is_file()) or output.is_symlink() or not output.parent.is_dir():
         raise ConfigurationError(f"{output} cannot be written: name a file in an existing directory, such as report.html")
     page = render_report(manifest, encoder=encoder, difference=difference, limits=limits).encode()
     partial = output.with_name(f".{output.name}.{os.getpid()}")

@@ -250,7 +250,13 @@ def _quarantine(manifest: Manifest, limits: Limits) -> dict[str, Any]:
     examples: list[dict[str, Any]] = []
     if paths:
         columns = ["reason", "detail", "source_path", "source_row", "doc_id", "num_bytes"]
-        some = pl.scan_parquet(paths).select(columns).group_by("reason").head(3).sort(["reason", "source_path", "source_row"])
+        some = (
+            pl.scan_parquet(paths, glob=False)
+            .select(columns)
+            .group_by("reason")
+            .head(3)
+            .sort(["reason", "source_path", "source_row"])
+        )
         examples = _collect(manifest, some).head(limits.quarantined).to_dicts()
     return {
         "reasons": [{"reason": r, "records": a.records, "bytes": a.bytes, "kind": kind} for r, a, kind in sorted(reasons)],

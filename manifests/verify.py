@@ -80,7 +80,7 @@ def verify_manifest(
     if files:  # what is read in a broken file, or after one, says nothing
         broken = {finding.where for finding in files}
         findings = [finding for finding in findings if finding.where not in broken and finding.code in _OF_FILES]
-    return files + findings + list(_untracked(manifest))
+    return files + findings + list(_chain(manifest)) + list(_untracked(manifest))
 
 
 class _Digests:
@@ -239,6 +239,24 @@ def _card(manifest: Manifest) -> Iterator[Finding]:
     path = manifest.store.path(CARD)
     if newest and (not path.is_file() or path.read_bytes() != render_card(manifest).encode()):
         yield Finding("card", CARD, "the card of the newest commit", "another text", "run lmsplit publish on it again")
+
+
+def _chain(manifest: Manifest) -> Iterator[Finding]:
+    """Every commit names the one before it, from 0 up to the one that is checked."""
+    parent: str | None = None
+    for version in range(manifest.version + 1):
+        name = commit_path(version)
+        if not manifest.store.path(name).is_file():
+            yield Finding("commit_chain", name, "every commit from 0 on", "no file", _RESTORE)
+            return
+        try:
+            commit = read_commit(manifest.store, version)[1]
+        except DamagedError:
+            return  # found again among what is untracked
+        if commit.body.parent != parent:
+            yield Finding("commit_chain", name, f"parent {parent}", f"parent {commit.body.parent}", _RESTORE)
+            return
+        parent = commit.body_sha256
 
 
 def _untracked(manifest: Manifest) -> Iterator[Finding]:

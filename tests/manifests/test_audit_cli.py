@@ -159,3 +159,41 @@ def test_verify_of_texts_is_deep(manifest_path: Path, capsys: pytest.CaptureFixt
     assert run("verify", manifest_path, "--texts") == 2
     assert "--texts goes with --deep" in capsys.readouterr().err
     assert run("verify", manifest_path, "--deep", "--texts") == 0
+
+
+def test_explain_takes_a_long_text(manifest_path: Path, answered: Any) -> None:
+    """Longer than any file's name may be."""
+    assert answered("explain", manifest_path, "--text", "the mean of an array along an axis " * 50)["domain"]
+
+
+@pytest.mark.parametrize("name", ["commits/00000.json", "README.md", "data/d00000/new.html"])
+def test_report_never_writes_over_the_manifest(copy_path: Path, name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Nor over anything that is no file."""
+    before = {path: path.read_bytes() for path in copy_path.rglob("*") if path.is_file()}
+    assert run("report", copy_path, "-o", copy_path / name) == 2
+    assert "holds only what its commits name" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in copy_path.rglob("*") if path.is_file()} == before
+
+
+def test_report_refuses_a_link_or_a_device(copy_path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It would replace them."""
+    (tmp_path / "link").symlink_to("/dev/null")
+    assert run("report", copy_path, "-o", tmp_path / "link") == 2
+    assert (tmp_path / "link").is_symlink()
+    assert "name a file in an existing directory" in capsys.readouterr().err
+
+
+def test_audit_of_a_manifest_whose_name_is_a_pattern(golden_path: Path, tmp_path: Path) -> None:
+    """A directory may be called a[1]."""
+    (tmp_path / "a[1]").symlink_to(golden_path)
+    assert run("verify", tmp_path / "a[1]", "--deep") == 0
+    assert run("report", tmp_path / "a[1]", "-o", tmp_path / "report.html") == 0
+    assert run("diff", tmp_path / "a[1]", golden_path) == 0
+
+
+def test_rule_with_another_digest_is_never_used(copy_path: Path, forger: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    """Not even to place a text: it would be another rule's answer."""
+    path = copy_path / Manifest.open(copy_path).body.placement
+    path.write_bytes(path.read_bytes() + b" ")
+    assert run("explain", copy_path, "--text", "wind in the sails") == 1
+    assert "restore it from a copy" in capsys.readouterr().err

@@ -352,3 +352,30 @@ def test_specification_has_the_keys_of_the_origin() -> None:
     specification = (Path(commits.__file__).parent / "README.md").read_text(encoding="utf-8")
     for key, field in ExportedFrom.model_fields.items():
         assert f"| `{key}` | {field.description} |" in specification
+
+
+def test_handover_is_explained_compared_and_reported(manifest_path: Path, tmp_path: Path) -> None:
+    """Though its rows and its rule name domains that were left behind."""
+    from lmsplit.manifests.explain import explain_text
+    from lmsplit.manifests.report import write_report
+    from lmsplit.manifests.report_facts import Limits
+
+    whole = Manifest.open(manifest_path)
+    own = whole.domains[1].domain
+    part = export_manifest(whole, tmp_path / "part", [own])
+    rows = part.scan().select("doc_id", "second_domain").collect()
+    for doc_id, second in rows.head(5).iter_rows():
+        found = part.explain(doc_id)
+        assert (found.domain, found.second_domain, found.second_label) == (own, second, None)
+    elsewhere = next(domain.representatives[0] for domain in whole.domains if domain.domain != own)
+    text = whole.find(elsewhere, ["text"]).document["text"]
+    said = explain_text(part, text, part.encoder())
+    assert said.domain == whole.explain(elsewhere).domain
+    assert (said.label, said.percentile, said.representatives) == (None, None, ())
+    for difference, gone, new in ((whole.diff(part), "removed", "added"), (part.diff(whole), "added", "removed")):
+        assert difference.amounts["unchanged"].documents == rows.height
+        assert difference.amounts[gone].documents == whole.body.counts.published.records - rows.height
+        assert (difference.amounts[new].documents, difference.causes) == (0, {})
+    assert whole.diff(part).alignment == {domain.domain: own if domain.domain == own else None for domain in whole.domains}
+    write_report(part, tmp_path / "report.html", difference=part.diff(whole), limits=Limits(map_documents=60))
+    assert own in (tmp_path / "report.html").read_text()

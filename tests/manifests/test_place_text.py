@@ -21,8 +21,8 @@ class Manifest:
     def rule(self) -> PlacementRule:
         return self._rule
 
-    def domain(self, name: str) -> SimpleNamespace:
-        return SimpleNamespace(label=f"label of {name}")
+    def label(self, name: str) -> str:
+        return f"label of {name}"
 
 
 def of(rule: PlacementRule, vector: list[float]) -> tuple:

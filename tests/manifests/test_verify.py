@@ -319,3 +319,17 @@ def test_every_code_is_specified():
     text = (Path(verify.__file__).parent / "README.md").read_text()
     table = text.partition("| code | what is wrong |")[2].partition("\n\n")[0]
     assert set(re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)) == codes
+
+
+def test_verify_reports_a_commit_that_does_not_name_the_one_before(copy_path):
+    """A copy under the next number is no next commit."""
+    shutil.copy(copy_path / "commits" / "00000.json", copy_path / "commits" / "00001.json")
+    found = [(finding.code, finding.where) for finding in verify_manifest(copy_path)]
+    assert found == [("commit_chain", "commits/00001.json")]
+
+
+def test_verify_reports_a_missing_commit(copy_path):
+    """Numbers leave no gap."""
+    shutil.copy(copy_path / "commits" / "00000.json", copy_path / "commits" / "00002.json")
+    found = [(finding.code, finding.where) for finding in verify_manifest(copy_path)]
+    assert ("commit_chain", "commits/00001.json") in found
