@@ -27,6 +27,7 @@ def one_thread_each(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
 
+@pytest.mark.slow
 def test_two_workers_give_the_weights_of_one(path: Path, lmsplit: Command) -> None:
     one = lmsplit("train", str(path), "--all", *LENGTHS)
     assert one.code == 0, one.err
@@ -45,6 +46,7 @@ def test_two_workers_give_the_weights_of_one(path: Path, lmsplit: Command) -> No
     assert (lines[-1]["event"], lines[-1]["stage"], lines[-1]["done"], lines[-1]["of"]) == ("progress", "experts", 3, 3)
 
 
+@pytest.mark.slow
 def test_killed_and_failing_experts_do_not_stop_the_others(
     path: Path, licensed_manifest: Path, lmsplit: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
