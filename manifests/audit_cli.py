@@ -128,6 +128,7 @@ def _summing(progress: Callable[[int, int], None], total: int) -> Callable[[int]
     done = 0
 
     def add(more: int) -> None:
+        """Add what was done since the last call, and show the sum."""
         nonlocal done
         done += more
         progress(done, total)
@@ -152,6 +153,7 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         task, lock = progress.add_task(what, total=None), threading.Lock()
 
         def update(done: int, total: int) -> None:
+            """Show that so much of the whole is done; from any thread."""
             with lock:
                 progress.update(task, completed=done, total=total)
 

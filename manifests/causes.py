@@ -186,6 +186,7 @@ class Causes:
         stays, moves = pl.col("aligned"), pl.col("domain_b")
 
         def same(values_B: Indices) -> pl.Expr:
+            """Whether a value is that of both domains concerned."""
             return pl.lit(pl.Series(values_B)).gather(stays) == pl.lit(pl.Series(values_B)).gather(moves)
 
         gain = pl.lit(pl.Series(gain_B))

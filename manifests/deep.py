@@ -81,6 +81,7 @@ def verify_contents(
     others = [entry for entry in manifest.data_files() if split_of[entry.path] != "heldout"]
 
     def check(entry: FileEntry) -> list[Finding]:
+        """Return what is wrong with the rows of one data file, once its digest holds."""
         wait(entry)
         found = list(_first(rows.check(entry, split_of[entry.path])))
         return found + (list(_first(_texts(_every_row(manifest, entry)))) if texts else [])

@@ -62,6 +62,7 @@ def documents_file(a: Manifest, path: Path) -> Iterator[Callable[[pl.DataFrame],
     with new_file(a, path) as hidden, pq.ParquetWriter(hidden, SCHEMA, compression="zstd", write_page_checksum=True) as writer:
 
         def write(rows: pl.DataFrame) -> None:
+            """Append rows, sorted by their ids."""
             if len(rows):
                 table = rows.select(SCHEMA.names).sort("doc_id").to_arrow().cast(SCHEMA)
                 writer.write_table(table, row_group_size=_ROW_GROUP)

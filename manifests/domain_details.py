@@ -16,6 +16,11 @@ BIN: Final = 0.02
 _MAX_VALUES: Final = 5
 
 
+def text_columns(manifest: Manifest) -> list[str]:
+    """Return the columns whose values are worth counting: source first, then what was kept as text."""
+    return ["source", *(name for name, kind in manifest.body.columns.items() if kind in ("string", "bool"))]
+
+
 def domain_details(manifest: Manifest, domain: str) -> dict[str, Any]:
     """Return what `show --domain` adds.
 
@@ -32,7 +37,7 @@ def domain_details(manifest: Manifest, domain: str) -> dict[str, Any]:
         DamagedError: a file is missing or cannot be read.
     """
     manifest.domain(domain)
-    columns = ["source", *(name for name, kind in manifest.body.columns.items() if kind in ("string", "bool"))]
+    columns = text_columns(manifest)
     paths = [manifest.store.path(entry.path) for entry in manifest.data_files(domain)]
     if not paths:
         return {"distances": [], "neighbours": [], "values": {}}

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from lmsplit.manifests.commit import read_commit, versions
 from lmsplit.manifests.crosstab import crosstab
-from lmsplit.manifests.domain_details import BIN
+from lmsplit.manifests.domain_details import BIN, text_columns
 from lmsplit.manifests.errors import DamagedError
 from lmsplit.manifests.reader import Domain, Manifest
 from lmsplit.manifests.show import summary
@@ -66,7 +66,7 @@ def facts(manifest: Manifest, limits: Limits) -> dict[str, Any]:
         "domains": [_domain(domain, limits, histograms) for domain in shown],
         "num_domains": len(manifest.domains),
         "histograms": {kind: histograms[kind].get(None, []) for kind in histograms},
-        "compositions": [found for name in _columns(manifest) if (found := _composition(manifest, name, limits))],
+        "compositions": [found for name in text_columns(manifest) if (found := _composition(manifest, name, limits))],
         "borderline": list(_borderline(manifest, limits)),
         "borders": _borders(manifest, limits),
         "heldout": (manifest.body.configuration.get("heldout_fraction"), manifest.body.heldout_fraction),
@@ -104,11 +104,6 @@ def _domain(domain: Domain, limits: Limits, histograms: dict[str, dict[str | Non
         "distances": histograms["distance"].get(domain.domain, []),
         "representatives": [{"doc_id": doc_id, "excerpt": text[: limits.excerpt]} for doc_id, text in pairs],
     }
-
-
-def _columns(manifest: Manifest) -> list[str]:
-    """The columns whose values are worth laying out by domain: source first, then what was kept as text."""
-    return ["source", *(name for name, kind in manifest.body.columns.items() if kind in ("string", "bool"))]
 
 
 def _composition(manifest: Manifest, column: str, limits: Limits) -> dict[str, Any] | None:
@@ -218,7 +213,7 @@ def _histograms(manifest: Manifest) -> dict[str, dict[str | None, list[int]]]:
 def _borderline(manifest: Manifest, limits: Limits) -> Iterator[dict[str, Any]]:
     """The documents of the smallest margins, which a slightly other rule would have placed elsewhere."""
     columns = ["doc_id", "domain", "distance", "second_domain", "second_distance", "margin", "source", "split"]
-    kept = _columns(manifest)[1:4]
+    kept = text_columns(manifest)[1:4]
     query = (
         manifest.scan().select([*columns, *kept]).filter(pl.col("margin").is_not_null()).bottom_k(limits.borderline, by="margin")
     )

@@ -60,7 +60,7 @@ def verify_manifest(
         trust_remote_code: allow a model that needs it to run its own code.
 
     Returns:
-        What is wrong; nothing for a sound manifest. What the files hold is looked into only once all of them are sound.
+        What is wrong; nothing for a sound manifest. What the files hold is reported only where all of them are sound.
 
     Raises:
         ManifestError: there is nothing to check: no manifest, no such commit, or one of an unknown format version.
