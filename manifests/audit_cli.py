@@ -7,7 +7,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
@@ -18,6 +17,7 @@ from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.options import JsonOption, ManifestArgument, ModelOption, TrustOption, print_json
 from lmsplit.manifests.placement import Encoder
 from lmsplit.manifests.reader import Manifest
+from lmsplit.manifests.store import local_path
 
 
 def explain(
@@ -48,24 +48,25 @@ def explain(
 
 
 def diff(
-    a: Annotated[str, typer.Argument(metavar="A", help="a manifest, or <directory>@<commit number>")],
+    a: Annotated[str, typer.Argument(metavar="A", help="a manifest's directory or URL, or <either>@<commit number>")],
     b: Annotated[str, typer.Argument(metavar="B", help="another one, or another commit of it")],
-    documents: Annotated[Path | None, typer.Option(metavar="OUT.parquet", help="write every document that differs here")] = None,
+    documents: Annotated[str | None, typer.Option(metavar="OUT.parquet", help="write every document that differs here")] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare two manifests: which documents moved, were added or removed, and why."""
     from lmsplit.manifests import diff as comparing
     from lmsplit.manifests.difference import render
 
+    path = None if documents is None else local_path(documents)
     first, second = Manifest.open(a), Manifest.open(b)
     with _progress("compared") as progress:
-        found = comparing.diff(first, second, documents=documents, progress=progress)
+        found = comparing.diff(first, second, documents=path, progress=progress)
     _answer(found.to_json(), lambda width: render(found, width=width), as_json=as_json)
 
 
 def report(
     manifest: ManifestArgument,
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="FILE.html", help="the file to write")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="FILE.html", help="the file to write")],
     diff: Annotated[str | None, typer.Option(metavar="B", help="show what changed between the manifest and this one")] = None,
     model: ModelOption = None,
     trust_remote_code: TrustOption = False,
@@ -74,13 +75,13 @@ def report(
     from lmsplit.manifests.diff import diff as compare
     from lmsplit.manifests.report import write_report
 
-    opened = Manifest.open(manifest)
+    path, opened = local_path(output), Manifest.open(manifest)
     difference = None
     if diff is not None:
         with _progress("compared") as progress:
             difference = compare(opened, Manifest.open(diff), progress=progress)
     encoder = _encoder_if_any(opened, model, trust_remote_code)
-    num_bytes = write_report(opened, output, encoder=encoder, difference=difference)
+    num_bytes = write_report(opened, path, encoder=encoder, difference=difference)
     Console(stderr=True).print(f"{output}: {num_bytes / 1e6:.1f} MB", markup=False)
 
 
@@ -99,27 +100,27 @@ def export(
         Literal["slim", "croissant", "manifest"],
         typer.Option(help="slim: one Parquet file without texts; croissant: JSON-LD; manifest: some domains as a manifest"),
     ],
-    output: Annotated[Path, typer.Option("-o", "--output", metavar="OUT", help="the file or directory to make")],
+    output: Annotated[str, typer.Option("-o", "--output", metavar="OUT", help="the file or directory to make")],
     domain: Annotated[list[str] | None, typer.Option(help="only this domain; may be repeated")] = None,
 ) -> None:
     """Hand a manifest over in another form: without texts, as metadata, or some of its domains."""
     from lmsplit.manifests import croissant, export_slim, handover
 
-    opened, domains = Manifest.open(manifest), domain or []
+    path, opened, domains = local_path(output), Manifest.open(manifest), domain or []
     if to == "croissant" and domains:
         raise ConfigurationError("--to croissant describes the whole manifest: leave out --domain, or export a manifest first")
     if to == "manifest" and not domains:
         raise ConfigurationError("--to manifest hands some domains over: name them with --domain, once for each")
     if to == "croissant":
-        croissant.export_croissant(opened, output)
+        croissant.export_croissant(opened, path)
     elif to == "slim":
         total = sum(each.documents for each in opened.domains if not domains or each.domain in domains)
         with _progress("documents") as progress:
-            export_slim.export_slim(opened, output, domains, progress=_summing(progress, total))
+            export_slim.export_slim(opened, path, domains, progress=_summing(progress, total))
     else:
         total = sum(entry.bytes for name in domains for entry in opened.data_files(name))
         with _progress("bytes") as progress:
-            handover.export_manifest(opened, output, domains, progress=_summing(progress, total))
+            handover.export_manifest(opened, path, domains, progress=_summing(progress, total))
     Console(stderr=True).print(f"{output}: written", markup=False)
 
 

@@ -83,7 +83,7 @@ def _reach(manifest: Manifest) -> str:
             return f"a text's {characters}"
         return f"a text's first {encoder['max_tokens']:,} tokens, within its {characters}"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"{manifest.store.path(path)} is damaged ({error}): run lmsplit verify {manifest.store.root}"
+        message = f"{manifest.store.where(path)} is damaged ({error}): run lmsplit verify {manifest.store.location}"
         raise DamagedError(path, message) from error
 
 
@@ -148,7 +148,7 @@ def _input_files(manifest: Manifest) -> str:
     try:
         return f"{len(json.loads(manifest.store.read(path))['files']):,}"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        message = f"{manifest.store.path(path)} is damaged ({error}): run lmsplit verify {manifest.store.root}"
+        message = f"{manifest.store.where(path)} is damaged ({error}): run lmsplit verify {manifest.store.location}"
         raise DamagedError(path, message) from error
 
 

@@ -17,6 +17,8 @@ import datetime
 import getpass
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
@@ -198,8 +200,14 @@ def digest(value: Any) -> str:
 
 
 def versions(store: Store) -> list[int]:
-    """Return the numbers of the commits in `store`, oldest first."""
-    return sorted(v for v in map(commit_version, store.names(COMMITS)) if v is not None)
+    """Return the numbers of the commits in `store`, oldest first.
+
+    Raises:
+        ManifestError: it cannot be read.
+    """
+    with _reached(store):
+        names = store.entries(COMMITS)
+    return sorted(v for v in map(commit_version, names) if v is not None)
 
 
 def read_commit(store: Store, version: int | None = None) -> tuple[int, Commit]:
@@ -213,17 +221,31 @@ def read_commit(store: Store, version: int | None = None) -> tuple[int, Commit]:
         The commit's number, and the commit.
 
     Raises:
-        ManifestError: there is no such commit, or its format version is unknown.
+        ManifestError: there is no such commit, its format version is unknown, or the store cannot be read.
         DamagedError: it is not what was published.
     """
     existing = versions(store)
     if not existing:
-        raise ManifestError(f"{store.root} is not a manifest: it has no {COMMITS}/00000.json (was the run published?)")
+        said = f"{store.location} is not a manifest: it has no {COMMITS}/00000.json"
+        raise ManifestError(f"{said} ({'' if store.is_local else 'does the bucket exist, and '}was the run published?)")
     wanted = existing[-1] if version is None else version
     if wanted not in existing:
-        raise ManifestError(f"{store.root}@{wanted} does not exist: its commits are {existing[0]} to {existing[-1]}")
+        raise ManifestError(f"{store.location}@{wanted} does not exist: its commits are {existing[0]} to {existing[-1]}")
     name = commit_path(wanted)
-    return wanted, parse_commit(store.read(name), name)
+    with _reached(store):
+        data = store.read(name)
+    return wanted, parse_commit(data, name)
+
+
+@contextmanager
+def _reached(store: Store) -> Iterator[None]:
+    """Say what to do where a store refuses, or cannot be reached: each kind of store has errors of its own."""
+    try:
+        yield
+    except Exception as error:
+        said = f"{store.location} cannot be read ({error}): check its name and your access"
+        credentials = "" if store.is_local else ", and the credentials in your environment or profile"
+        raise ManifestError(said + credentials) from error
 
 
 def parse_commit(data: bytes, name: str) -> Commit:
@@ -273,7 +295,7 @@ def write_commit(store: Store, body: Body, version: int) -> Commit:
     _, standing = read_commit(store, version)
     if standing.body_sha256 != body_sha256:
         raise ConflictError(
-            f"{store.root} already holds commit {version} of run {standing.body.run_id} "
+            f"{store.location} already holds commit {version} of run {standing.body.run_id} "
             f"(body {standing.body_sha256[:12]}, ours {body_sha256[:12]}): choose another output"
         )
     return standing

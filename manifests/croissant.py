@@ -6,10 +6,10 @@ data files    ─► one FileObject each (path relative to the description, SHA-
 domains       ─► one RecordSet a domain, a field a column; and the RecordSet `domains`, with its rows in the description
 ```
 
-Paths are relative to the description. `mlcroissant` loads a record set where the description lies in the manifest's directory or
-in one above it, for it looks for a FileSet's files below the description only; elsewhere the description is valid, and its
-FileObjects are found. It checks no digest of a FileSet's file: `lmsplit verify --deep` does. A record set holds all splits:
-whoever trains must leave out the rows whose `split` is not `train`.
+Paths are relative to the description; those of a manifest on an object store are URLs. `mlcroissant` loads a record set where the
+description lies in the manifest's directory or in one above it, for it looks for a FileSet's files below the description only;
+elsewhere the description is valid, and its FileObjects are found. It checks no digest of a FileSet's file, as `lmsplit verify
+--deep` does. A record set holds all splits: whoever trains must leave out the rows whose `split` is not `train`.
 
 Size: about 0.5 kB a data file, and 7 kB a domain. Loaders parse it slowly, and more than twice as slowly for twice the fields, so
 beyond 100 domains there is one RecordSet, `documents`, for all of them. Cost: one pass over the licences, where a column holds
@@ -109,10 +109,9 @@ def describe(manifest: Manifest, directory: Path) -> dict[str, Any]:
 
     Args:
         manifest: the manifest.
-        directory: where the description shall lie; its paths are relative to it.
+        directory: where the description shall lie; the paths of a local manifest are relative to it.
     """
-    root = Path(os.path.relpath(manifest.store.root.resolve(), directory.resolve())).as_posix()
-    prefix = "" if root == "." else f"{root}/"
+    prefix = _prefix(manifest, directory)
     short = manifest.digest[:12]
     published = manifest.commit.created_at
     title = f"A corpus in {len(manifest.domains):,} domains"
@@ -131,6 +130,14 @@ def describe(manifest: Manifest, directory: Path) -> dict[str, Any]:
         "distribution": [*_file_objects(manifest, prefix), *(_file_set(name, paths, prefix) for name, _, paths in groups)],
         "recordSet": [_domain_rows(manifest), *(_record_set(manifest, name, about) for name, about, _ in groups)],
     }
+
+
+def _prefix(manifest: Manifest, directory: Path) -> str:
+    """Return what leads from the description to the manifest's files."""
+    if not manifest.store.is_local:
+        return f"{manifest.store.location}/"
+    root = Path(os.path.relpath(Path(manifest.store.location).resolve(), directory.resolve())).as_posix()
+    return "" if root == "." else f"{root}/"
 
 
 def _description(manifest: Manifest, title: str) -> str:

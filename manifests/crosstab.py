@@ -9,9 +9,9 @@ from typing import Final
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lmsplit.manifests.errors import DamagedError, ManifestError
+from lmsplit.manifests.parquet import parquet_file
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.schema import FIXED_COLUMNS
 
@@ -65,7 +65,7 @@ def count_by(manifest: Manifest, columns: Sequence[str], limit: int | None = Non
     known = [*FIXED_COLUMNS, *manifest.body.columns]
     for column in columns:
         if column not in known:
-            raise ManifestError(f"{manifest.store.root} has no column {column!r}: it has {', '.join(known)}")
+            raise ManifestError(f"{manifest.store.location} has no column {column!r}: it has {', '.join(known)}")
     names = [f"value_{number}" for number in range(len(columns))]
     found = pl.DataFrame(schema={**dict.fromkeys(names, pl.String), **dict.fromkeys(_SIZES, pl.Int64)})
     waiting: list[pl.DataFrame] = []
@@ -90,12 +90,12 @@ def _batches(manifest: Manifest, path: str, columns: dict[str, str]) -> Iterator
     values = [pl.col(column).cast(pl.String).str.head(MAX_CHARACTERS).alias(name) for name, column in columns.items()]
     wanted = list(dict.fromkeys([*columns.values(), "num_bytes", "num_tokens"]))
     try:
-        with pq.ParquetFile(manifest.store.path(path), page_checksum_verification=True) as file:
+        with parquet_file(manifest.store, path) as file:
             for batch in file.iter_batches(_BATCH_ROWS, columns=wanted):
                 frame = pl.DataFrame(pa.Table.from_batches([batch]))
                 yield frame.select(*values, *(size.cast(pl.Int64) for size in sizes))
     except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
-        message = f"{manifest.store.path(path)} cannot be read ({error}): run lmsplit verify {manifest.store.root} --deep"
+        message = f"{manifest.store.where(path)} cannot be read ({error}): run lmsplit verify {manifest.store.location} --deep"
         raise DamagedError(path, message) from error
 
 

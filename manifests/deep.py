@@ -27,12 +27,12 @@ from typing import Any, Final
 
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lmsplit.manifests.commit import Amount, FileEntry
 from lmsplit.manifests.errors import DamagedError
 from lmsplit.manifests.findings import Finding
 from lmsplit.manifests.layout import domain_name
+from lmsplit.manifests.parquet import parquet_file, read_columns, read_footer
 from lmsplit.manifests.placement import Encoder, is_unit
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.recheck import confirms
@@ -175,7 +175,7 @@ class _Rows:
 
     def _unlike(self, entry: FileEntry, domain: str, split: str) -> list[str]:
         """Return the columns to look into: none where the footer bounds both from both sides by what they should be."""
-        metadata = pq.read_metadata(self._manifest.store.path(entry.path))
+        metadata = read_footer(self._manifest.store, entry.path)
         names = metadata.schema.to_arrow_schema().names
         for name, value in (("domain", domain), ("split", split)):
             for group in range(metadata.num_row_groups):
@@ -254,7 +254,7 @@ _TEXT: Final = ["doc_id", "text", "text_sha256", "num_bytes"]
 
 def _every_row(manifest: Manifest, entry: FileEntry) -> Iterator[dict[str, Any]]:
     row = 0
-    with pq.ParquetFile(manifest.store.path(entry.path), page_checksum_verification=True) as file:
+    with parquet_file(manifest.store, entry.path) as file:
         for batch in file.iter_batches(4096, columns=_TEXT):
             values = (batch.column(name).to_pylist() for name in _TEXT)
             for each in zip(*values, strict=True):
@@ -330,8 +330,8 @@ def _placement(manifest: Manifest, rows: list[dict[str, Any]], encoder: Encoder)
 
 
 def _read(manifest: Manifest, entry: FileEntry, columns: list[str]) -> pl.DataFrame:
-    path = manifest.store.path(entry.path)
     try:
-        return pl.read_parquet(path, columns=columns, glob=False)
+        return read_columns(manifest.store, entry.path, columns)
     except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
-        raise DamagedError(entry.path, f"{path} cannot be read ({error}): restore it from a copy") from error
+        where = manifest.store.where(entry.path)
+        raise DamagedError(entry.path, f"{where} cannot be read ({error}): restore it from a copy") from error

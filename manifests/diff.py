@@ -26,7 +26,6 @@ from typing import Any, Final
 import numpy as np
 import polars as pl
 
-from lmsplit.manifests import schema
 from lmsplit.manifests.alignment import NOT_ALIGNED, Counts, Indices, adjusted_rand, align
 from lmsplit.manifests.causes import CAUSES, STATUSES, Causes, RuleChange
 from lmsplit.manifests.diff_documents import documents_file
@@ -133,7 +132,7 @@ class _Passes:
         return frames[0].join(frames[1], on="doc_id", how="full", coalesce=True)
 
     def _read(self, manifest: Manifest, columns: tuple[str, ...], bucket: int) -> pl.DataFrame:
-        frame = _scanned(manifest).select(columns)
+        frame = manifest.scan().select(columns)
         if self._buckets > 1:  # a hash that is stable within one version of polars, which is all that a run needs
             frame = frame.filter(pl.col("doc_id").hash() % self._buckets == bucket)
         # Numbers for names: a name that the rule lacks is an error.
@@ -143,21 +142,12 @@ class _Passes:
         try:
             return frame.collect(engine="streaming")
         except (OSError, pl.exceptions.PolarsError, pl.exceptions.PanicException) as error:  # it panics at some damaged headers
-            root, what = manifest.store.root, str(error).partition("\n")[0]
-            raise DamagedError("data", f"the documents of {root} cannot be read ({what}): run lmsplit verify {root}") from error
+            where, what = manifest.store.location, str(error).partition("\n")[0]
+            raise DamagedError("data", f"the documents of {where} cannot be read ({what}): run lmsplit verify {where}") from error
 
 
 def _suffixed(columns: tuple[str, ...], side: str) -> dict[str, str]:
     return {name: f"{name}_{side}" for name in columns if name != "doc_id"}
-
-
-def _scanned(manifest: Manifest) -> pl.LazyFrame:
-    paths = [manifest.store.path(entry.path) for entry in manifest.data_files()]
-    if paths:  # a directory may be called "a[1]", which is no pattern
-        return pl.scan_parquet(paths, glob=False)
-    empty = pl.from_arrow(schema.documents().empty_table())
-    assert isinstance(empty, pl.DataFrame)
-    return empty.lazy()
 
 
 def _leaves(manifest: Manifest) -> list[str]:
@@ -290,7 +280,7 @@ def _same(a: Manifest, b: Manifest) -> Diff:
 
 def _side(manifest: Manifest) -> Side:
     body = manifest.body
-    location = str(manifest.store.root)
+    location = manifest.store.location
     return Side(location, manifest.version, manifest.digest, body.counts.published.records, manifest.domains, body.encoder)
 
 

@@ -38,14 +38,16 @@ def domain_details(manifest: Manifest, domain: str) -> dict[str, Any]:
     """
     manifest.domain(domain)
     columns = text_columns(manifest)
-    paths = [manifest.store.path(entry.path) for entry in manifest.data_files(domain)]
-    if not paths:
+    if not manifest.data_files(domain):
         return {"distances": [], "neighbours": [], "values": {}}
     wanted = ["distance", "second_domain", *columns]
-    queries = [_counts(pl.scan_parquet(paths, glob=False).select(wanted), pl.col(name).cast(pl.String)) for name in wanted[1:]]
     binned = (pl.col("distance") / BIN).floor().clip(0, None).cast(pl.Int32)
     try:
-        bins, neighbours, *values = pl.collect_all([_counts(pl.scan_parquet(paths, glob=False), binned), *queries])
+        rows = manifest.scan(domain).select(wanted)
+        if not manifest.store.is_local:  # one read, not one for each column
+            rows = rows.collect().lazy()
+        queries = [_counts(rows, pl.col(name).cast(pl.String)) for name in wanted[1:]]
+        bins, neighbours, *values = pl.collect_all([_counts(rows, binned), *queries])
     except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
         raise DamagedError(f"data/{domain}", f"{domain} cannot be read ({error}): run lmsplit verify --deep") from error
     found = dict(bins.drop_nulls().rows())

@@ -19,7 +19,7 @@ from pathlib import Path
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.layout import CARD, FOLDERS, WORK
 from lmsplit.manifests.reader import Domain, Manifest
-from lmsplit.manifests.store import flush
+from lmsplit.manifests.store import LocalStore, flush
 
 Progress = Callable[[int], None]
 """Called with what was done since the last call; each export says in which unit."""
@@ -94,6 +94,8 @@ def check_place(manifest: Manifest, output: Path) -> None:
     Raises:
         ConfigurationError: it lies there.
     """
+    if not isinstance(manifest.store, LocalStore):
+        return
     root, place = manifest.store.root.resolve(), output.absolute().parent.resolve() / output.name
     inside = place.relative_to(root).parts if place.is_relative_to(root) else ()
     if inside and inside[0] in {*FOLDERS, WORK, CARD}:

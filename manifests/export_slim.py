@@ -17,7 +17,6 @@ from typing import Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmsplit.manifests import schema
 from lmsplit.manifests.errors import DamagedError
 from lmsplit.manifests.export import Progress, chosen_domains, new_file
 from lmsplit.manifests.reader import Manifest
@@ -29,8 +28,7 @@ ROW_GROUP_BYTES: Final = 64 * 10**6
 
 def slim_schema(manifest: Manifest) -> pa.Schema:
     """Return the columns of the exported file: those of a data file but `text`; its metadata names the manifest."""
-    keep = pa.schema([(name, schema.type_named(kind)) for name, kind in manifest.body.columns.items()])
-    fields = [field for field in schema.documents(keep) if field.name != "text"]
+    fields = [field for field in manifest.schema if field.name != "text"]
     return pa.schema(fields, metadata={"lmsplit.schema_version": str(manifest.body.version), "lmsplit.manifest": manifest.digest})
 
 

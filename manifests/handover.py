@@ -17,7 +17,6 @@ is checked for its size only: `lmsplit verify --deep` digests it.
 import errno
 import hashlib
 import os
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -33,8 +32,9 @@ from lmsplit.manifests.commit import Amount, Body, Counts, ExportedFrom, FileEnt
 from lmsplit.manifests.errors import ConfigurationError, DamagedError
 from lmsplit.manifests.export import Progress, chosen_domains, new_directory
 from lmsplit.manifests.layout import SHA_DIGITS, WORK, domains_path, exclusions_path, ids_path
+from lmsplit.manifests.parquet import read_rows
 from lmsplit.manifests.reader import Domain, Manifest, placement_files
-from lmsplit.manifests.store import Store, file_sha256
+from lmsplit.manifests.store import LocalStore, Store, file_sha256
 
 _CHUNK_BYTES: Final = 1 << 20
 _INDEX_ROWS: Final = 65_536
@@ -64,7 +64,7 @@ def export_manifest(manifest: Manifest, output: Path, domains: Sequence[str], pr
         raise ConfigurationError("a hand-over needs at least one domain: name those that lmsplit show lists")
     chosen = chosen_domains(manifest, domains)
     with new_directory(manifest, output) as building:
-        store = Store(building)
+        store = LocalStore(building)
         carried = _carried(manifest, chosen)
         for entry in carried:
             _carry(manifest.store, store, entry)
@@ -74,7 +74,7 @@ def export_manifest(manifest: Manifest, output: Path, domains: Sequence[str], pr
         files = [*carried, table, *_index(manifest, store, chosen), *_exclusions(manifest, store, chosen)]
         commit = write_commit(store, _body(manifest, chosen, files, table.path), 0)
         write_card(Manifest(store, 0, commit))
-        shutil.rmtree(store.path(WORK))
+        store.remove(WORK)
     return Manifest.open(output if "@" not in output.name else f"{output}/")
 
 
@@ -114,24 +114,33 @@ def _carried(manifest: Manifest, chosen: Sequence[Domain]) -> list[FileEntry]:
     return entries + [entry for domain in chosen for entry in manifest.data_files(domain.domain)]
 
 
-def _carry(source: Store, target: Store, entry: FileEntry) -> None:
-    origin, path = source.path(entry.path).resolve(), target.path(entry.path)  # a downloaded manifest may be symbolic links
-    if not origin.is_file() or (size := origin.stat().st_size) != entry.bytes:
-        found = f"{size} bytes" if origin.is_file() else "no file"
-        raise _damaged(source, entry, f"{entry.bytes} bytes", found)
+def _carry(source: Store, target: LocalStore, entry: FileEntry) -> None:
+    try:
+        size = source.facts(entry.path).num_bytes
+    except FileNotFoundError as error:
+        raise _damaged(source, entry, f"{entry.bytes} bytes", "no file") from error
+    if size != entry.bytes:
+        raise _damaged(source, entry, f"{entry.bytes} bytes", f"{size} bytes")
+    if not (isinstance(source, LocalStore) and _linked(source.path(entry.path), target.path(entry.path))):
+        _copy(source, target, entry)
+
+
+def _linked(origin: Path, path: Path) -> bool:
+    """Link a file where the file systems allow it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        os.link(origin, path)
+        os.link(origin.resolve(), path)  # a downloaded manifest may be symbolic links
     except OSError as error:
         if error.errno not in _NO_LINK:
             raise
-        _copy(source, origin, target, entry)
+        return False
+    return True
 
 
-def _copy(source: Store, origin: Path, target: Store, entry: FileEntry) -> None:
+def _copy(source: Store, target: LocalStore, entry: FileEntry) -> None:
     found = hashlib.sha256()
     with target.spool() as spooled:
-        with origin.open("rb") as reading, spooled.open("wb") as writing:
+        with source.open(entry.path) as reading, spooled.open("wb") as writing:
             while chunk := reading.read(_CHUNK_BYTES):
                 found.update(chunk)
                 writing.write(chunk)
@@ -141,18 +150,18 @@ def _copy(source: Store, origin: Path, target: Store, entry: FileEntry) -> None:
 
 
 def _damaged(source: Store, entry: FileEntry, expected: str, found: str) -> DamagedError:
-    message = f"{source.path(entry.path)} should have {expected}, found {found}: run lmsplit verify {source.root} --deep"
+    message = f"{source.where(entry.path)} should have {expected}, found {found}: run lmsplit verify {source.location} --deep"
     return DamagedError(entry.path, message)
 
 
-def _domain_table(manifest: Manifest, store: Store, chosen: Sequence[Domain]) -> FileEntry:
+def _domain_table(manifest: Manifest, store: LocalStore, chosen: Sequence[Domain]) -> FileEntry:
     entry = next(entry for entry in manifest.body.files if entry.path == manifest.body.domains)
     names = pa.array([domain.domain for domain in chosen])
     tables = _filtered(manifest, entry, schema.DOMAINS, pc.field("domain").isin(names))
     return _written(store, tables, schema.DOMAINS, domains_path)
 
 
-def _index(manifest: Manifest, store: Store, chosen: Sequence[Domain]) -> Iterator[FileEntry]:
+def _index(manifest: Manifest, store: LocalStore, chosen: Sequence[Domain]) -> Iterator[FileEntry]:
     """Write the index with the ranges that the manifest has: what is filtered stays sorted."""
     wanted = pc.field("domain").isin(pa.array([domain.domain for domain in chosen]))
     for entry in manifest.body.files:
@@ -162,7 +171,7 @@ def _index(manifest: Manifest, store: Store, chosen: Sequence[Domain]) -> Iterat
             yield _written(store, tables, schema.IDS, partial(ids_path, number))
 
 
-def _exclusions(manifest: Manifest, store: Store, chosen: Sequence[Domain]) -> Iterator[FileEntry]:
+def _exclusions(manifest: Manifest, store: LocalStore, chosen: Sequence[Domain]) -> Iterator[FileEntry]:
     """Write why documents are excluded; the held-out ones that they nearly repeat may be in domains that stay behind."""
     entries = [entry for entry in manifest.body.files if entry.path.startswith("exclusions/")]
     if not entries or not any(domain.splits["excluded"] for domain in chosen):
@@ -176,14 +185,14 @@ def _exclusions(manifest: Manifest, store: Store, chosen: Sequence[Domain]) -> I
 
 
 def _filtered(manifest: Manifest, entry: FileEntry, columns: pa.Schema, wanted: pc.Expression) -> Iterator[pa.Table]:
-    path = manifest.store.path(entry.path)
     try:
-        yield pq.read_table(path, columns=columns.names, filters=wanted, page_checksum_verification=True).cast(columns)
+        yield read_rows(manifest.store, entry.path, columns.names, wanted).cast(columns)
     except (OSError, pa.ArrowException, ValueError) as error:
-        raise DamagedError(entry.path, f"{path} cannot be read ({error}): run lmsplit verify --deep") from error
+        where = manifest.store.where(entry.path)
+        raise DamagedError(entry.path, f"{where} cannot be read ({error}): run lmsplit verify --deep") from error
 
 
-def _written(store: Store, tables: Iterable[pa.Table], columns: pa.Schema, path_of: Callable[[str], str]) -> FileEntry:
+def _written(store: LocalStore, tables: Iterable[pa.Table], columns: pa.Schema, path_of: Callable[[str], str]) -> FileEntry:
     rows = 0
     with store.spool() as spooled:
         with pq.ParquetWriter(spooled, columns, compression="zstd", write_page_checksum=True) as writer:

@@ -16,16 +16,15 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lmsplit.manifests.commit import Body, FileEntry
 from lmsplit.manifests.errors import DamagedError
 from lmsplit.manifests.layout import data_path, ids_path
+from lmsplit.manifests.parquet import parquet_file, read_rows
 from lmsplit.manifests.store import Store
 
 Status = Literal["published", "quarantined", "duplicate", "unknown"]
@@ -121,10 +120,10 @@ def _place(store: Store, body: Body, doc_id: str) -> _Place | None:
     number = id_hash // -(-_HASHES // max(1, len(index)))
     entry = next((entry for entry in index if entry.path == ids_path(number, entry.sha256)), None)
     if entry is None:
-        message = f"the commit of {store.root} names no index file number {number}: run lmsplit verify {store.root}"
+        message = f"the commit of {store.location} names no index file number {number}: run lmsplit verify {store.location}"
         raise DamagedError("ids", message)
     wanted = (pc.field("id_hash") == pa.scalar(id_hash, pa.uint64())) & (pc.field("doc_id") == doc_id)
-    rows = _rows(store, entry, ["domain", "part", "row"], wanted)
+    rows = _rows(store, entry, ["id_hash", "doc_id", "domain", "part", "row"], wanted)
     if not rows:
         return None
     domain, part, row = rows[0]["domain"], rows[0]["part"], rows[0]["row"]
@@ -143,22 +142,21 @@ def _set_aside(store: Store, body: Body, doc_id: str) -> list[SetAside]:
         wanted |= pc.field("doc_id").is_null() & there
     columns = ["reason", "detail", "source_path", "source_row"]
     entries = [entry for entry in body.files if entry.path.startswith("quarantine/")]
-    return [SetAside(**record) for entry in entries for record in _rows(store, entry, columns, wanted)]
+    records = [record for entry in entries for record in _rows(store, entry, ["doc_id", *columns], wanted)]
+    return [SetAside(**{name: record[name] for name in columns}) for record in records]
 
 
 def _rows(store: Store, entry: FileEntry, columns: list[str], wanted: pc.Expression) -> list[dict[str, Any]]:
-    path = store.path(entry.path)
     try:
-        table = pq.read_table(path, columns=columns, filters=wanted, page_checksum_verification=True)
+        rows: list[dict[str, Any]] = read_rows(store, entry.path, columns, wanted).to_pylist()
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(entry, store, error) from error
-    rows: list[dict[str, Any]] = table.to_pylist()
     return rows
 
 
 def _document(store: Store, place: _Place, doc_id: str, columns: Sequence[str]) -> dict[str, Any]:
     try:
-        found = _row(store.path(place.entry.path), place.row, [*dict.fromkeys(["doc_id", *columns])])
+        found = _row(store, place, [*dict.fromkeys(["doc_id", *columns])])
     except (OSError, pa.ArrowException) as error:
         raise _unreadable(place.entry, store, error) from error
     if found is None or found["doc_id"] != doc_id:
@@ -167,16 +165,15 @@ def _document(store: Store, place: _Place, doc_id: str, columns: Sequence[str]) 
     return {name: found[name] for name in columns}
 
 
-def _row(path: Path, row: int, columns: list[str]) -> dict[str, Any] | None:
+def _row(store: Store, place: _Place, columns: list[str]) -> dict[str, Any] | None:
     """Read a row of a Parquet file; what follows it is not decoded, and of each column no more than a buffer is held."""
-    options = {"page_checksum_verification": True, "pre_buffer": False, "buffer_size": _BUFFER_BYTES}
-    with pq.ParquetFile(path, **options) as file:
+    with parquet_file(store, place.entry.path, pre_buffer=False, buffer_size=_BUFFER_BYTES) as file:
         sizes = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
         ends = list(accumulate(sizes))
-        group = bisect_right(ends, row)
-        if row < 0 or group == len(ends):
+        group = bisect_right(ends, place.row)
+        if place.row < 0 or group == len(ends):
             return None
-        left = row - (ends[group] - sizes[group])
+        left = place.row - (ends[group] - sizes[group])
         for batch in file.iter_batches(_BATCH_ROWS, [group], columns):
             if left < batch.num_rows:
                 return dict(batch.slice(left, 1).to_pylist()[0])
@@ -185,8 +182,8 @@ def _row(path: Path, row: int, columns: list[str]) -> dict[str, Any] | None:
 
 
 def _unreadable(entry: FileEntry, store: Store, error: Exception) -> DamagedError:
-    return DamagedError(entry.path, f"{store.path(entry.path)} cannot be read ({error}): run lmsplit verify --deep")
+    return DamagedError(entry.path, f"{store.where(entry.path)} cannot be read ({error}): run lmsplit verify --deep")
 
 
 def _misled(entry: FileEntry, store: Store, what: str) -> DamagedError:
-    return DamagedError(entry.path, f"{store.path(entry.path)}: the ids index says that {what}: run lmsplit verify --deep")
+    return DamagedError(entry.path, f"{store.where(entry.path)}: the ids index says that {what}: run lmsplit verify --deep")

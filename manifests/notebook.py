@@ -13,7 +13,7 @@ def table(manifest: Manifest) -> str:
     head = ("domain", "label", "documents", *(["tokens"] if with_tokens else []), "size", "held out", "distance", "keywords")
     rows = "".join(_row(domain, with_tokens=with_tokens) for domain in manifest.domains)
     return (
-        f"<p><b>{escape(manifest.store.root.name)}@{manifest.version}</b> <code>{manifest.digest[:12]}</code>: "
+        f"<p><b>{escape(manifest.name)}@{manifest.version}</b> <code>{manifest.digest[:12]}</code>: "
         f"{counts.published.records:,} documents, {size(counts.text_bytes)}{tokens}, {escape(manifest.encoder_name)}</p>"
         f"<table><thead><tr>{''.join(f'<th>{name}</th>' for name in head)}</tr></thead><tbody>{rows}</tbody></table>"
     )

@@ -13,7 +13,7 @@ TrustOption = Annotated[
     bool,
     typer.Option("--trust-remote-code", help="let the encoder's model run code of its own repository"),
 ]
-ManifestArgument = Annotated[str, typer.Argument(metavar="M", help="a manifest's directory, or <directory>@<commit number>")]
+ManifestArgument = Annotated[str, typer.Argument(metavar="M", help="a manifest's directory or URL, or <either>@<commit number>")]
 JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")]
 
 

@@ -19,10 +19,11 @@ from lmsplit.manifests import encoder as encoders
 from lmsplit.manifests.commit import Body, Commit, FileEntry, read_commit
 from lmsplit.manifests.errors import DamagedError, ManifestError
 from lmsplit.manifests.lookup import Lookup, find
+from lmsplit.manifests.parquet import parquet_file, read_rows, scan
 from lmsplit.manifests.placement import Encoder, PlacementRule
 from lmsplit.manifests.rule_files import PlacementFiles, StoredRule, parse_rule
-from lmsplit.manifests.schema import FIXED_COLUMNS, SPLITS
-from lmsplit.manifests.store import Store, file_sha256, local_path
+from lmsplit.manifests.schema import FIXED_COLUMNS, SPLITS, documents, type_named
+from lmsplit.manifests.store import LocalStore, Store, file_sha256, open_store
 
 if TYPE_CHECKING:
     from lmsplit.manifests.difference import Diff
@@ -65,17 +66,18 @@ class Manifest:
         """Open a manifest.
 
         Args:
-            location: its directory, or `<directory>@<number>` for an older commit (end it with / if its own name does so).
+            location: its directory or URL, or `<either>@<number>` for an older commit (end it with / if its own name does so).
 
         Raises:
-            ManifestError: there is no manifest, or no such commit, or its format version is unknown.
+            ManifestError: there is no manifest, or no such commit, its format version is unknown, or the store cannot be read.
             DamagedError: its commit is not what was published.
+            ConfigurationError: the URL cannot be used: see `open_store`.
         """
         directory, separator, version = str(location).rpartition("@")
         if separator and version.isdecimal():
-            store = Store(local_path(directory))
+            store = open_store(directory)
             return cls(store, *read_commit(store, int(version)))
-        store = Store(local_path(str(location)))
+        store = open_store(location)
         return cls(store, *read_commit(store))
 
     @property
@@ -89,6 +91,17 @@ class Manifest:
         return self.commit.body_sha256
 
     @property
+    def name(self) -> str:
+        """What people call it: the last part of its path or URL."""
+        location = self.store.location
+        return Path(location).resolve().name if self.store.is_local else location.rpartition("/")[2]
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The columns of its data files."""
+        return documents(pa.schema([(name, type_named(kind)) for name, kind in self.body.columns.items()]))
+
+    @property
     def domains(self) -> tuple[Domain, ...]:
         """Every domain, in the order of their names; read once.
 
@@ -96,7 +109,7 @@ class Manifest:
             DamagedError: the domain table is missing or cannot be read.
         """
         if self._domains is None:
-            self._domains = _read_domains(self.store.path(self.body.domains), self.body.domains)
+            self._domains = _read_domains(self.store, self.body.domains)
         return self._domains
 
     def domain(self, name: str) -> Domain:
@@ -109,7 +122,7 @@ class Manifest:
             if domain.domain == name:
                 return domain
         names = [domain.domain for domain in self.domains]
-        raise ManifestError(f"{self.store.root} has no domain {name!r}: it has {names[0]} to {names[-1]}")
+        raise ManifestError(f"{self.store.location} has no domain {name!r}: it has {names[0]} to {names[-1]}")
 
     def label(self, name: str) -> str | None:
         """Return the label of a domain; None of one that is not here, as a hand-over leaves domains of the rule behind."""
@@ -163,12 +176,11 @@ class Manifest:
     def _check_columns(self, columns: Sequence[str]) -> None:
         known = [*FIXED_COLUMNS, *self.body.columns]
         if unknown := [name for name in columns if name not in known]:
-            raise ManifestError(f"{self.store.root} has no columns {unknown}: it has {', '.join(known)}")
+            raise ManifestError(f"{self.store.location} has no columns {unknown}: it has {', '.join(known)}")
 
     def _read(self, entry: FileEntry, split: str | None, columns: Sequence[str] | None) -> Iterator[pa.RecordBatch]:
-        path = self.store.path(entry.path)
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with parquet_file(self.store, entry.path) as file:
                 names = list(columns) if columns is not None else file.schema_arrow.names
                 wanted = names if split is None else [*dict.fromkeys([*names, "split"])]
                 groups = [g for g in range(file.num_row_groups) if split is None or _may_hold(file, g, split)]
@@ -178,11 +190,12 @@ class Manifest:
                     if batch.num_rows:
                         yield batch.select(names)
         except (OSError, pa.ArrowException) as error:
-            raise DamagedError(entry.path, f"{path} cannot be read ({error}): run lmsplit verify --deep") from error
+            where = self.store.where(entry.path)
+            raise DamagedError(entry.path, f"{where} cannot be read ({error}): run lmsplit verify --deep") from error
 
-    def scan(self) -> pl.LazyFrame:
-        """Return every document as a polars LazyFrame over the commit's files."""
-        return pl.scan_parquet([self.store.path(entry.path) for entry in self.data_files()], glob=False)
+    def scan(self, domain: str | None = None) -> pl.LazyFrame:
+        """Return every document, of one domain or of all, as a polars LazyFrame over the commit's files."""
+        return scan(self.store, [entry.path for entry in self.data_files(domain)], self.schema)
 
     def explain(self, doc_id: str) -> "Explanation":
         """Say where a document is and why: see `lmsplit.manifests.explain`."""
@@ -250,7 +263,7 @@ class Manifest:
         (directory / PLACEMENT_INDEX).write_text(json.dumps(content, indent=1, sort_keys=True) + "\n")
 
     def __repr__(self) -> str:
-        return f"Manifest({str(self.store.root)!r}@{self.version}, {len(self.domains)} domains)"
+        return f"Manifest({self.store.location!r}@{self.version}, {len(self.domains)} domains)"
 
 
 def placement_files(body: Body) -> dict[str, str]:
@@ -301,7 +314,7 @@ def open_placement(
             if (found := file_sha256(path)) != index[role]["sha256"]:
                 raise ManifestError(f"{path} should have sha256 {index[role]['sha256']}, found {found}: copy it again")
         stored = parse_rule(PlacementFiles(paths["rule"].read_bytes(), paths["arrays"].read_bytes()), str(paths["rule"]))
-        domains = _read_domains(paths["domains"], index["domains"]["file"])
+        domains = _read_domains(LocalStore(directory), index["domains"]["file"])
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ManifestError(f"{directory} holds no placement rule: {error}") from error
     encoder = encoders.build(stored.encoder, stored.encoder_arrays, model=model, trust_remote_code=trust_remote_code)
@@ -310,15 +323,18 @@ def open_placement(
 
 def _read_rule(store: Store, body: Body) -> StoredRule:
     names = placement_files(body)
+    return parse_rule(PlacementFiles(_checked(store, body, names["rule"]), _checked(store, body, names["arrays"])), names["rule"])
+
+
+def _checked(store: Store, body: Body, name: str) -> bytes:
     try:
-        files = PlacementFiles(store.read(names["rule"]), store.read(names["arrays"]))
+        data = store.read(name)
     except FileNotFoundError as error:
-        raise DamagedError(body.placement, f"{error.filename} is missing: run lmsplit verify {store.root}") from error
-    for role, data in (("rule", files.description), ("arrays", files.arrays)):
-        if (found := hashlib.sha256(data).hexdigest()) != _entry(body, names[role]).sha256:
-            path = store.path(names[role])
-            raise DamagedError(names[role], f"{path} has sha256 {found}, the commit says another one: restore it from a copy")
-    return parse_rule(files, names["rule"])
+        raise DamagedError(name, f"{store.where(name)} is missing: run lmsplit verify {store.location}") from error
+    if (found := hashlib.sha256(data).hexdigest()) != _entry(body, name).sha256:
+        where = store.where(name)
+        raise DamagedError(name, f"{where} has sha256 {found}, the commit says another one: restore it from a copy")
+    return data
 
 
 def _entry(body: Body, path: str) -> FileEntry:
@@ -332,12 +348,11 @@ def _may_hold(file: pq.ParquetFile, group: int, split: str) -> bool:
     return statistics is None or not statistics.has_min_max or statistics.min <= split <= statistics.max
 
 
-def _read_domains(path: Path, name: str) -> tuple[Domain, ...]:
+def _read_domains(store: Store, name: str) -> tuple[Domain, ...]:
     try:
-        rows = pq.read_table(path, page_checksum_verification=True).to_pylist()
-        return tuple(map(_domain, rows))
+        return tuple(map(_domain, read_rows(store, name).to_pylist()))
     except (OSError, pa.ArrowException, KeyError) as error:
-        raise DamagedError(name, f"{path} cannot be read ({error}): run lmsplit verify --deep") from error
+        raise DamagedError(name, f"{store.where(name)} cannot be read ({error}): run lmsplit verify --deep") from error
 
 
 def _domain(row: dict[str, Any]) -> Domain:

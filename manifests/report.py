@@ -110,7 +110,7 @@ def _render(manifest: Manifest, limits: Limits, drawn: dict[str, Any], differenc
     sections = [("difference", "What changed"), *_SECTIONS] if difference else _SECTIONS
     return environment.get_template("page.html").render(
         shown,
-        title=manifest.store.root.resolve().name,
+        title=manifest.name,
         labels={domain.domain: domain.label for domain in manifest.domains},
         software=manifest.body.software,
         most=max((domain["documents"] for domain in shown["domains"]), default=0) or 1,

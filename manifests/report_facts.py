@@ -20,7 +20,9 @@ from lmsplit.manifests.commit import read_commit, versions
 from lmsplit.manifests.crosstab import crosstab
 from lmsplit.manifests.domain_details import BIN, text_columns
 from lmsplit.manifests.errors import DamagedError
+from lmsplit.manifests.parquet import scan
 from lmsplit.manifests.reader import Domain, Manifest
+from lmsplit.manifests.schema import QUARANTINE
 from lmsplit.manifests.show import summary
 
 _MIXES: Final = 0.1
@@ -241,21 +243,13 @@ def _quarantine(manifest: Manifest, limits: Limits) -> dict[str, Any]:
     counts = manifest.body.counts
     reasons = [(reason, amount, "quarantined") for reason, amount in counts.quarantined.items()]
     reasons += [(reason, amount, "duplicate") for reason, amount in counts.duplicates.items()]
-    paths = [manifest.store.path(entry.path) for entry in manifest.body.files if entry.path.startswith("quarantine/")]
-    examples: list[dict[str, Any]] = []
-    if paths:
-        columns = ["reason", "detail", "source_path", "source_row", "doc_id", "num_bytes"]
-        some = (
-            pl.scan_parquet(paths, glob=False)
-            .select(columns)
-            .group_by("reason")
-            .head(3)
-            .sort(["reason", "source_path", "source_row"])
-        )
-        examples = _collect(manifest, some).head(limits.quarantined).to_dicts()
+    names = [entry.path for entry in manifest.body.files if entry.path.startswith("quarantine/")]
+    rows = scan(manifest.store, names, QUARANTINE)
+    some = rows.select(["reason", "detail", "source_path", "source_row", "doc_id", "num_bytes"]).group_by("reason").head(3)
+    ordered = some.sort(["reason", "source_path", "source_row"])
     return {
         "reasons": [{"reason": r, "records": a.records, "bytes": a.bytes, "kind": kind} for r, a, kind in sorted(reasons)],
-        "examples": examples,
+        "examples": _collect(manifest, ordered).head(limits.quarantined).to_dicts(),
     }
 
 
@@ -290,4 +284,4 @@ def _collect(manifest: Manifest, query: pl.LazyFrame) -> pl.DataFrame:
     try:
         return query.collect(engine="streaming")
     except (OSError, pa.ArrowException, pl.exceptions.PolarsError) as error:
-        raise DamagedError("data", f"{manifest.store.root} cannot be read ({error}): run lmsplit verify --deep") from error
+        raise DamagedError("data", f"{manifest.store.location} cannot be read ({error}): run lmsplit verify --deep") from error

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lmsplit.manifests.errors import DamagedError
+from lmsplit.manifests.parquet import parquet_file, read_footer
 from lmsplit.manifests.reader import Manifest
 
 
@@ -69,7 +69,7 @@ def _groups(manifest: Manifest) -> list[RowGroup]:
     groups = []
     for entry in manifest.data_files():
         try:
-            metadata = pq.read_metadata(manifest.store.path(entry.path))
+            metadata = read_footer(manifest.store, entry.path)
         except (OSError, pa.ArrowException) as error:
             raise _unreadable(manifest, entry.path, error) from error
         first_row = 0
@@ -83,7 +83,7 @@ def _groups(manifest: Manifest) -> list[RowGroup]:
 def _rows(manifest: Manifest, group: RowGroup, wanted: npt.NDArray[np.int64], columns: list[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     try:
-        with pq.ParquetFile(manifest.store.path(group.path), page_checksum_verification=True) as file:
+        with parquet_file(manifest.store, group.path) as file:
             start = 0
             for batch in file.iter_batches(4096, [group.number], columns):
                 inside = wanted[(wanted >= start) & (wanted < start + batch.num_rows)] - start
@@ -97,4 +97,4 @@ def _rows(manifest: Manifest, group: RowGroup, wanted: npt.NDArray[np.int64], co
 
 
 def _unreadable(manifest: Manifest, path: str, error: Exception) -> DamagedError:
-    return DamagedError(path, f"{manifest.store.path(path)} cannot be read ({error}): run lmsplit verify --deep")
+    return DamagedError(path, f"{manifest.store.where(path)} cannot be read ({error}): run lmsplit verify --deep")

@@ -85,7 +85,7 @@ def render(manifest: Manifest, domain: str | None = None, *, width: int = 100) -
     """
     facts = summary(manifest, domain)
     head = Text.assemble(
-        (f"{manifest.store.root}@{facts['version']}", "bold"),
+        (f"{manifest.store.location}@{facts['version']}", "bold"),
         f"  commit {facts['commit'][:12]}  {facts['documents']:,} documents  {size(facts['bytes'])}{_tokens(facts)}\n",
         "splits  " + ", ".join(f"{facts['splits'].get(split, 0):,} {split}" for split in SPLITS) + "\n",
         f"set aside  {facts['quarantined']:,} quarantined, {facts['duplicates']:,} duplicates of {facts['read']:,} read\n",

@@ -17,9 +17,9 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lmsplit.manifests.errors import DamagedError
+from lmsplit.manifests.parquet import parquet_file
 from lmsplit.manifests.reader import Manifest
 
 _MAX_READ: Final = 2_000_000
@@ -56,16 +56,16 @@ def _ids(manifest: Manifest) -> Iterator[pa.Array]:
     for entry in manifest.body.files:
         if not entry.path.startswith("ids/"):
             continue
-        path = manifest.store.path(entry.path)
         try:
-            with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            with parquet_file(manifest.store, entry.path) as file:
                 for batch in file.iter_batches(_BATCH_ROWS, columns=["doc_id"]):
                     yield batch.column(0).slice(0, left)
                     left -= batch.num_rows
                     if left <= 0:
                         return
         except (OSError, pa.ArrowException) as error:
-            raise DamagedError(entry.path, f"{path} cannot be read ({error}): run lmsplit verify --deep") from error
+            where = manifest.store.where(entry.path)
+            raise DamagedError(entry.path, f"{where} cannot be read ({error}): run lmsplit verify --deep") from error
 
 
 def _shared(ids: pa.Array, wanted: str) -> npt.NDArray[np.int64]:

@@ -11,10 +11,10 @@ from typing import Any, Final
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from lmsplit.manifests.errors import DamagedError
 from lmsplit.manifests.explanation import ExcludedFor
+from lmsplit.manifests.parquet import read_rows
 from lmsplit.manifests.reader import Manifest
 
 _RANGE: Final = 2**64
@@ -85,15 +85,15 @@ def _excluded(found: ExcludedFor | None) -> str:
 
 def _exclusion(manifest: Manifest, doc_id: str) -> ExcludedFor | None:
     wanted = pc.field("doc_id") == doc_id
-    columns = ["heldout_doc_id", "similarity"]
+    columns = ["doc_id", "heldout_doc_id", "similarity"]
     for entry in manifest.body.files:
         if not entry.path.startswith("exclusions/"):
             continue
-        path = manifest.store.path(entry.path)
         try:
-            rows = pq.read_table(path, columns=columns, filters=wanted, page_checksum_verification=True).to_pylist()
+            rows = read_rows(manifest.store, entry.path, columns, wanted).to_pylist()
         except (OSError, pa.ArrowException) as error:
-            raise DamagedError(entry.path, f"{path} cannot be read ({error}): run lmsplit verify --deep") from error
+            where = manifest.store.where(entry.path)
+            raise DamagedError(entry.path, f"{where} cannot be read ({error}): run lmsplit verify --deep") from error
         if rows:
             return ExcludedFor(rows[0]["heldout_doc_id"], rows[0]["similarity"])
     return None

@@ -4,9 +4,9 @@ Cost: one footer a file.
 """
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lmsplit.manifests.errors import DamagedError
+from lmsplit.manifests.parquet import read_footer
 from lmsplit.manifests.reader import Manifest
 
 
@@ -22,7 +22,7 @@ def splits_by_file(manifest: Manifest) -> dict[str, str]:
 def _split(manifest: Manifest, path: str) -> str:
     found = set()
     try:
-        metadata = pq.read_metadata(manifest.store.path(path))
+        metadata = read_footer(manifest.store, path)
         column = metadata.schema.to_arrow_schema().get_field_index("split")
         for group in range(metadata.num_row_groups):
             statistics = metadata.row_group(group).column(column).statistics

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Final, Self
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from lmsplit.manifests import schema
 from lmsplit.manifests.card import render_card
@@ -27,10 +26,11 @@ from lmsplit.manifests.deep import verify_contents
 from lmsplit.manifests.errors import ConfigurationError, DamagedError
 from lmsplit.manifests.findings import Finding
 from lmsplit.manifests.layout import CARD, FOLDERS, commit_path
+from lmsplit.manifests.parquet import read_footer
 from lmsplit.manifests.placement import Encoder
 from lmsplit.manifests.reader import Domain, Manifest
 from lmsplit.manifests.statistics import splits_by_file
-from lmsplit.manifests.store import file_sha256
+from lmsplit.manifests.store import Store, stream_sha256
 
 _RESTORE: Final = "restore the file from a copy, or make the manifest anew"
 _REPORT: Final = "make the manifest anew and report this"
@@ -90,7 +90,7 @@ class _Digests:
         self._manifest = manifest
         self._threads = ThreadPoolExecutor(os.cpu_count())  # hashlib lets other threads run
         entries = sorted(manifest.body.files, key=lambda entry: entry.path.startswith("data/")) if deep else []
-        self._found = {entry.path: self._threads.submit(file_sha256, manifest.store.path(entry.path)) for entry in entries}
+        self._found = {entry.path: self._threads.submit(_sha256, manifest.store, entry.path) for entry in entries}
 
     def __enter__(self) -> Self:
         return self
@@ -117,12 +117,19 @@ class _Digests:
         ]
 
 
+def _sha256(store: Store, name: str) -> str:
+    with store.open(name) as stream:
+        return stream_sha256(stream)
+
+
 def _encoder(manifest: Manifest, model: str | None, trust: bool) -> tuple[Encoder | None, list[Finding]]:
     """Build the encoder before anything is read: what is missing here should not be learned an hour later."""
     placement = [entry for entry in manifest.body.files if entry.path.startswith("placement/")]
-    paths = [manifest.store.path(entry.path) for entry in placement]
-    if any(not path.is_file() or file_sha256(path) != entry.sha256 for path, entry in zip(paths, placement, strict=True)):
-        return None, []  # found again among all the files
+    try:
+        if any(_sha256(manifest.store, entry.path) != entry.sha256 for entry in placement):
+            return None, []  # found again among all the files
+    except (FileNotFoundError, IsADirectoryError):
+        return None, []
     try:
         return manifest.encoder(model=model, trust_remote_code=trust), []
     except DamagedError as error:
@@ -153,10 +160,12 @@ def _damaged(error: DamagedError) -> Finding:
 
 def _files(manifest: Manifest) -> Iterator[Finding]:
     for entry in manifest.body.files:
-        path = manifest.store.path(entry.path)
-        if not path.is_file():
+        try:
+            size = manifest.store.facts(entry.path).num_bytes
+        except FileNotFoundError:
             yield Finding("file_missing", entry.path, f"{entry.bytes} bytes", "no file", _RESTORE)
-        elif (size := path.stat().st_size) != entry.bytes:
+            continue
+        if size != entry.bytes:
             yield Finding("file_size", entry.path, f"{entry.bytes} bytes", f"{size} bytes", _RESTORE)
 
 
@@ -175,7 +184,7 @@ def _footers(manifest: Manifest, broken: set[str]) -> Iterator[Finding]:
 
 def _footer(manifest: Manifest, entry: FileEntry, expected: pa.Schema) -> Iterator[Finding]:
     try:
-        metadata = pq.read_metadata(manifest.store.path(entry.path))
+        metadata = read_footer(manifest.store, entry.path)
         found = metadata.schema.to_arrow_schema()
     except (OSError, pa.ArrowException, ValueError) as error:  # the last: a name that is no UTF-8
         yield Finding("file_damaged", entry.path, "a Parquet file", str(error), _RESTORE)
@@ -236,17 +245,24 @@ def _rows_of_split(manifest: Manifest, split_of: dict[str, str], split: str) -> 
 
 def _card(manifest: Manifest) -> Iterator[Finding]:
     newest = versions(manifest.store)[-1] == manifest.version
-    path = manifest.store.path(CARD)
-    if newest and (not path.is_file() or path.read_bytes() != render_card(manifest).encode()):
+    if newest and _read_card(manifest.store) != render_card(manifest).encode():
         yield Finding("card", CARD, "the card of the newest commit", "another text", "run lmsplit publish on it again")
+
+
+def _read_card(store: Store) -> bytes | None:
+    try:
+        return store.read(CARD)
+    except (FileNotFoundError, IsADirectoryError):
+        return None
 
 
 def _chain(manifest: Manifest) -> Iterator[Finding]:
     """Every commit names the one before it, from 0 up to the one that is checked."""
     parent: str | None = None
+    existing = set(versions(manifest.store))
     for version in range(manifest.version + 1):
         name = commit_path(version)
-        if not manifest.store.path(name).is_file():
+        if version not in existing:
             yield Finding("commit_chain", name, "every commit from 0 on", "no file", _RESTORE)
             return
         try:
@@ -269,7 +285,6 @@ def _untracked(manifest: Manifest) -> Iterator[Finding]:
             yield _damaged(error)
             return
     for folder in FOLDERS:
-        for path in sorted(store.path(folder).rglob("*")):
-            name = path.relative_to(store.root).as_posix()
-            if path.is_file() and name not in known:
+        for name in store.walk(folder):
+            if name not in known:
                 yield Finding("untracked", name, "only files that a commit names", "another file", "remove it")

@@ -8,6 +8,7 @@ from lmsplit.partition.config import Partition
 from lmsplit.partition.pipeline import partition
 from quickstart import write_corpus
 from tests.models import make_models
+from tests.object_store import s3 as s3  # a fixture
 
 PACKAGES = ("networkx", "numpy", "pandas", "sklearn")
 DOCUMENTS_PER_PACKAGE = 250
@@ -33,7 +34,7 @@ def manifest_path(corpus_path: Path, tmp_path_factory: pytest.TempPathFactory) -
                 "output": str(output),
                 "domains": NUM_DOMAINS,
                 "encoder": "lexical",  # quick; sentence encoders have tests of their own
-                "executor": {"workers": 1},
+                "executor": {"workers": 0},
             }
         )
     )

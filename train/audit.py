@@ -162,7 +162,7 @@ def _check_columns(manifest: Manifest, columns: Sequence[str]) -> None:
     known = [*FIXED_COLUMNS, *manifest.body.columns]
     if unknown := [name for name in columns if name not in known]:
         raise ConfigurationError(
-            f"{manifest.store.root} has no columns {unknown} that the row filter names: it has {', '.join(known)}; "
+            f"{manifest.store.location} has no columns {unknown} that the row filter names: it has {', '.join(known)}; "
             "audit against the manifest that the run was trained on"
         )
 

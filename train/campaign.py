@@ -24,6 +24,7 @@ from transformers import PreTrainedTokenizerBase
 
 from lmsplit.manifests.errors import ConfigurationError, ManifestError
 from lmsplit.manifests.reader import Domain, Manifest
+from lmsplit.manifests.store import local_path
 from lmsplit.train.config import Expert, SeedModel, TrainedTokenizer, Training, Where
 from lmsplit.train.directory import whole_directory, write_whole
 from lmsplit.train.layout import EXPERTS, PLACEMENT, SEED, placement_manifest
@@ -80,7 +81,7 @@ class Campaign:
         self.configuration = configuration
         self.manifest = manifest
         self.encoder = encoder
-        self.output = Path(configuration.output)
+        self.output = local_path(configuration.output)
 
     @classmethod
     def open(cls, configuration: Training) -> "Campaign":
@@ -198,7 +199,7 @@ def _check_names(configuration: Training, manifest: Manifest) -> None:
 
 def _tokenizer(configuration: Training, manifest: Manifest) -> PreTrainedTokenizerBase:
     """Return the output's tokenizer, made on the first call; refuse one that was made otherwise."""
-    directory = Path(configuration.output) / "tokenizer"
+    directory = local_path(configuration.output) / "tokenizer"
     source = _tokenizer_source(configuration, manifest)
     if not directory.exists():
         tokenizer = _make_tokenizer(source, manifest)

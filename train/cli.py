@@ -7,7 +7,6 @@ to standard output, progress and logs to standard error.
 import importlib
 import logging
 import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
 
@@ -20,6 +19,7 @@ from lmsplit.manifests.configuration import load
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.options import ModelOption, TrustOption, print_json
 from lmsplit.manifests.reader import Domain
+from lmsplit.manifests.store import local_path
 from lmsplit.train.config import Training
 from lmsplit.train.record import Loss, RunRecord
 from lmsplit.train.router import Route, Router
@@ -72,7 +72,7 @@ def status(
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")] = False,
 ) -> None:
     """Show how far every run is, from another terminal too."""
-    rows = run_rows(Path(experts))
+    rows = run_rows(local_path(experts))
     if as_json:
         print_json({"runs": rows})
         return

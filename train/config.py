@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
+from lmsplit.manifests import executor
 from lmsplit.manifests.configuration import Strict
 
 Tokens = Annotated[int, Field(gt=0)]
@@ -105,24 +106,18 @@ class Evaluation(_Section):
     """Held-out documents of a domain, evenly chosen; null: all of them."""
 
 
-class Executor(_Section):
-    """Where the models are trained."""
+class Executor(executor.Executor):
+    """Where the models are trained: each in a process of its own, or in a Slurm job or Ray task."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"partition", "time", "gpus"})
-
-    kind: Literal["local"] = "local"
-    """On this machine; Slurm and Ray come with a later release."""
     workers: Annotated[int, Field(ge=1)] = 1
     """Experts at a time."""
     processes: Annotated[int, Field(ge=1)] = 1
     """Processes that train one model together, one GPU each where there are GPUs; a run with another number is refused."""
 
-    @model_validator(mode="before")
-    @classmethod
-    def _refuse_later_kinds(cls, values: Any) -> Any:
-        if isinstance(values, dict) and values.get("kind") in {"slurm", "ray"}:
-            raise ValueError(f"kind {values['kind']!r} comes with a later release: use local for now")
-        return values
+    @model_validator(mode="after")
+    def _has_these_stages(self) -> "Executor":
+        self.check_stages(("seed_model", "expert"))
+        return self
 
 
 class Training(_Section):
@@ -131,7 +126,7 @@ class Training(_Section):
     later: ClassVar[frozenset[str]] = frozenset({"mixture", "since", "trackers"})
 
     manifest: Annotated[str, Field(min_length=1)]
-    """The manifest's directory, or `<directory>@<number>` for an older commit."""
+    """The manifest's directory or URL, or `<either>@<number>` for an older commit."""
     output: Annotated[str, Field(min_length=1)]
     """Directory for everything that training writes."""
     model: str | InlineModel

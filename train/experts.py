@@ -2,10 +2,9 @@
 
 What is done under the same configuration is skipped, what was cut off goes on. `train_all` trains the seed where it is
 missing, then the experts, the longest first, one after the other in this process or several at a time in processes of their
-own (see `workers`); one that fails does not stop the others, and is named at the end.
+own (see `workers`), on a cluster as its jobs; one that fails does not stop the others, and is named at the end.
 
-An expert starts from the seed's weights, with a fresh optimizer or the seed's, and a learning-rate schedule of its own. This
-does *not* spread work over machines.
+An expert starts from the seed's weights, with a fresh optimizer or the seed's, and a learning-rate schedule of its own.
 """
 
 import gc
@@ -128,7 +127,8 @@ def train_all(campaign: Campaign) -> tuple[RunRecord, list[Outcome]]:
     phase = campaign.configuration.expert
     tokens = {each.domain: phase.domain_tokens.get(each.domain, phase.tokens) for each in campaign.manifest.domains}
     longest_first = sorted(campaign.manifest.domains, key=lambda domain: -tokens[domain.domain])
-    if campaign.configuration.executor.workers == 1:
+    executor = campaign.configuration.executor
+    if executor.kind == "local" and executor.workers == 1:
         outcomes = [_attempt(campaign, domain, seed) for domain in longest_first]
     else:
         outcomes = _attempt_elsewhere(campaign, longest_first, seed)
@@ -137,7 +137,8 @@ def train_all(campaign: Campaign) -> tuple[RunRecord, list[Outcome]]:
 
 
 def _needs_launcher(campaign: Campaign) -> bool:
-    return campaign.configuration.executor.processes > 1 and not is_launched()
+    executor = campaign.configuration.executor
+    return executor.kind != "local" or (executor.processes > 1 and not is_launched())
 
 
 def _attempt(campaign: Campaign, domain: Domain, seed: RunRecord) -> Outcome:

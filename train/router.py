@@ -22,6 +22,7 @@ from lmsplit.manifests.errors import ManifestError
 from lmsplit.manifests.layout import domain_name
 from lmsplit.manifests.placement import Encoder, Floats, PlacementRule, is_unit
 from lmsplit.manifests.reader import Domain, open_placement
+from lmsplit.manifests.store import local_path
 from lmsplit.train.layout import EXPERTS, PLACEMENT, SEED, placement_manifest
 from lmsplit.train.record import read_record, weights_sha256
 
@@ -75,7 +76,7 @@ class Router:
             ManifestError: it has no placement rule, or one with a wrong digest.
             ConfigurationError: the encoder's model or library is not to be had here.
         """
-        path = Path(directory)
+        path = local_path(str(directory))
         placement_manifest(path)
         return cls(path, *open_placement(path / PLACEMENT, model, trust_remote_code=trust_remote_code))
 

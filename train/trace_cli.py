@@ -16,6 +16,7 @@ from rich.text import Text
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError
 from lmsplit.manifests.options import JsonOption, print_json
 from lmsplit.manifests.reader import Manifest
+from lmsplit.manifests.store import local_path
 from lmsplit.train.audit import Audit, audit
 from lmsplit.train.lineage import Span, TracedRun, trace_document, trace_step
 
@@ -33,7 +34,7 @@ def trace(
     """Trace a run: from a step or a document to tokens, rows and checkpoints, or audit all it has seen."""
     if (step is not None) + (doc is not None) + check != 1:
         raise ConfigurationError("lmsplit trace needs exactly one of --step N, --doc DOC_ID and --audit")
-    directory = Path(run)
+    directory = local_path(run)
     if step is not None:
         spans = trace_step(directory, step)
         if as_json:

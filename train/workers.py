@@ -1,8 +1,8 @@
 """Trains in processes of their own: several experts at a time, or one model by several processes together.
 
-Each is the command `lmsplit train <output>/config.yaml --domain D`, under torchrun where a model has several processes. What
-it says goes to `<output>/logs/<run>.log`. GPUs are shared out, so many to each model as it has processes; without GPUs each
-process has its share of the cores. A process that is killed takes no other with it.
+Each is the command `lmsplit train <output>/config.yaml --domain D`, under torchrun where a model has several processes: here, or
+as a Slurm job or Ray task (see `launchers`). What it says goes to `<output>/logs/<run>.log`. Here GPUs are shared out, so many to
+each model as it has processes; without GPUs each process has its share of the cores. A killed process takes no other with it.
 
 This does *not* wait for anything but its processes: what they did is read from what they left.
 """
@@ -11,13 +11,12 @@ import json
 import os
 import queue
 import re
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import IO, Final
+from typing import Final
 
 import torch
 from rich.console import Console
@@ -25,6 +24,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from lmsplit.manifests.errors import LmsplitError
 from lmsplit.train.campaign import Campaign
+from lmsplit.train.launchers import run_here, run_on_ray, run_on_slurm
 
 _LINE_EVERY_S: Final = 5.0
 _LAST_BYTES: Final = 100_000
@@ -58,12 +58,11 @@ class Workers:
             LmsplitError: its process failed, or was killed.
         """
         self._campaign.write_configuration()
-        log = self._campaign.output / "logs" / f"{name}.log"
+        log = (self._campaign.output / "logs" / f"{name}.log").absolute()
         log.parent.mkdir(parents=True, exist_ok=True)
         slot = self._slots.get()
         try:
-            with log.open("w", encoding="utf-8") as stream:
-                code = self._run(options, slot, stream)
+            code = self._run(options, name, slot, log)
         finally:
             self._slots.put(slot)
         if code:
@@ -87,16 +86,17 @@ class Workers:
                 raise error
         return {name: str(error) for name, error in errors.items() if error is not None}
 
-    def _run(self, options: Sequence[str], slot: int, log: IO[str]) -> int:
-        command = ["lmsplit.manifests.cli", "train", str(self._campaign.output / "config.yaml"), *options]
+    def _run(self, options: Sequence[str], name: str, slot: int, log: Path) -> int:
+        executor = self._campaign.configuration.executor
+        command = ["lmsplit.manifests.cli", "train", str(self._campaign.output.absolute() / "config.yaml"), *options]
         launcher = ["torch.distributed.run", "--standalone", f"--nproc_per_node={self._processes}", "-m"]
         whole = [sys.executable, "-m", *(launcher if self._processes > 1 else []), *command]
-        with subprocess.Popen(whole, stdout=log, stderr=log, stdin=subprocess.DEVNULL, env=self._environment(slot)) as process:
-            try:
-                return process.wait()
-            except BaseException:  # an interrupt of this command ends the others too
-                process.terminate()
-                raise
+        if executor.kind == "local":
+            return run_here(whole, log, self._environment(slot))
+        whole += ["--set", f"executor={{kind: local, processes: {self._processes}}}"]
+        if executor.kind == "slurm":
+            return run_on_slurm(whole, log, executor.resources("seed_model" if "--seed-model" in options else "expert"), name)
+        return run_on_ray(whole, log, executor)
 
     def _environment(self, slot: int) -> dict[str, str]:
         environment = dict(os.environ)

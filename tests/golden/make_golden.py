@@ -34,7 +34,7 @@ from lmsplit.manifests.lexical import LexicalEncoder, LexicalFeatures, describe_
 from lmsplit.manifests.placement import PLACED_BY_CENTROIDS, PlacementRule, normalised
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.rule_files import store_rule
-from lmsplit.manifests.store import Store
+from lmsplit.manifests.store import LocalStore
 
 BREAD = (
     "Bread begins with flour, water, salt and time. Knead the dough until it is smooth, then let it rest under a cloth.",
@@ -85,7 +85,7 @@ class Golden:
     """Writes one golden manifest into `directory`."""
 
     def __init__(self, directory: Path) -> None:
-        self.store = Store(directory)
+        self.store = LocalStore(directory)
         self.files: list[FileEntry] = []
 
     def write(self) -> None:

@@ -15,7 +15,7 @@ from lmsplit.manifests.layout import data_path, domain_name, domains_path, place
 from lmsplit.manifests.placement import PlacementRule
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.rule_files import store_rule
-from lmsplit.manifests.store import Store
+from lmsplit.manifests.store import LocalStore
 
 ENCODER = {"kind": "lexical"}
 
@@ -46,7 +46,7 @@ def flat_rule(num_domains: int, *prices: float) -> PlacementRule:
 
 class _Maker:
     def __init__(self, root: Path) -> None:
-        self.store = Store(root)
+        self.store = LocalStore(root)
         self.files: list[FileEntry] = []
 
     def put(self, data: bytes, path: Any, rows: int | None = None) -> str:

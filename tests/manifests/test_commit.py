@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lmsplit.manifests.commit import Amount, Counts, canonical, digest, parse_commit, read_commit, versions, write_commit
 from lmsplit.manifests.errors import ConflictError, DamagedError, ManifestError
-from lmsplit.manifests.store import Store
+from lmsplit.manifests.store import LocalStore
 
 JSON = st.recursive(
     st.none()
@@ -142,28 +142,28 @@ def test_commit_refuses_an_unknown_version_without_calling_it_damaged(commit_byt
 
 def test_read_commit_names_what_is_there_when_a_version_is_missing(copy_path):
     with pytest.raises(ManifestError, match="@3 does not exist: its commits are 0 to 0"):
-        read_commit(Store(copy_path), 3)
+        read_commit(LocalStore(copy_path), 3)
 
 
 def test_read_commit_refuses_a_directory_without_commits(tmp_path):
     with pytest.raises(ManifestError, match="is not a manifest"):
-        read_commit(Store(tmp_path))
+        read_commit(LocalStore(tmp_path))
 
 
 def test_versions_ignores_other_files(copy_path):
     for name in ("00001.json.tmp", "000000.json", "1.json", "readme.txt", "٠٠٠٠١.json"):
         (copy_path / "commits" / name).write_text("{}")
-    assert versions(Store(copy_path)) == [0]
+    assert versions(LocalStore(copy_path)) == [0]
 
 
 def test_write_commit_gives_back_the_earlier_one_when_the_body_is_the_same(copy_path):
-    store = Store(copy_path)
+    store = LocalStore(copy_path)
     _, standing = read_commit(store)
     assert write_commit(store, standing.body, 0) == standing
 
 
 def test_write_commit_conflicts_when_the_body_differs(copy_path):
-    store = Store(copy_path)
+    store = LocalStore(copy_path)
     before = store.read("commits/00000.json")
     body = read_commit(store)[1].body.model_copy(update={"run_id": "another"})
     with pytest.raises(ConflictError, match=r"already holds commit 0 of run 000.*choose another output"):
@@ -172,11 +172,11 @@ def test_write_commit_conflicts_when_the_body_differs(copy_path):
 
 
 def test_write_commit_has_one_winner_when_writers_race(golden_path, tmp_path):
-    _, commit = read_commit(Store(golden_path))
+    _, commit = read_commit(LocalStore(golden_path))
 
     def publish(root: Path, run: str) -> str:
         try:
-            return write_commit(Store(root), commit.body.model_copy(update={"run_id": run}), 0).body.run_id
+            return write_commit(LocalStore(root), commit.body.model_copy(update={"run_id": run}), 0).body.run_id
         except ConflictError:
             return "conflict"
 
@@ -184,19 +184,19 @@ def test_write_commit_has_one_winner_when_writers_race(golden_path, tmp_path):
         for trial in range(10):
             runs = ["a", "b"] * 4
             found = list(threads.map(publish, [tmp_path / str(trial)] * 8, runs))
-            winner = read_commit(Store(tmp_path / str(trial)))[1].body.run_id
+            winner = read_commit(LocalStore(tmp_path / str(trial)))[1].body.run_id
             assert found == [run if run == winner else "conflict" for run in runs]
 
 
 def test_body_is_the_same_for_the_same_work_but_the_file_is_not(copy_path, tmp_path):
-    _, commit = read_commit(Store(copy_path))
-    again = write_commit(Store(tmp_path / "other"), commit.body, 0)
+    _, commit = read_commit(LocalStore(copy_path))
+    again = write_commit(LocalStore(tmp_path / "other"), commit.body, 0)
     assert again.body_sha256 == commit.body_sha256
     assert again.sha256 != commit.sha256
 
 
 def test_second_commit_becomes_the_newest(copy_path):
-    store = Store(copy_path)
+    store = LocalStore(copy_path)
     _, first = read_commit(store)
     write_commit(store, first.body.model_copy(update={"parent": first.body_sha256}), 1)
     assert read_commit(store)[0] == 1

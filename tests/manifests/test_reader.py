@@ -10,7 +10,7 @@ from lmsplit.manifests.commit import read_commit, write_commit
 from lmsplit.manifests.errors import DamagedError, ManifestError
 from lmsplit.manifests.reader import Manifest, open_placement
 from lmsplit.manifests.schema import FIXED_COLUMNS
-from lmsplit.manifests.store import Store
+from lmsplit.manifests.store import LocalStore
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def ends_of_columns(path: Path) -> list[int]:
 
 
 def test_open_takes_the_newest_commit_and_any_older_one(copy_path):
-    store = Store(copy_path)
+    store = LocalStore(copy_path)
     _, first = read_commit(store)
     second = write_commit(store, first.body.model_copy(update={"parent": first.body_sha256}), 1)
     assert (Manifest.open(copy_path).version, Manifest.open(copy_path).digest) == (1, second.body_sha256)

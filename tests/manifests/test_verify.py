@@ -14,7 +14,7 @@ from lmsplit.manifests.card import write_card
 from lmsplit.manifests.commit import read_commit, write_commit
 from lmsplit.manifests.errors import ManifestError
 from lmsplit.manifests.reader import Manifest
-from lmsplit.manifests.store import Store
+from lmsplit.manifests.store import LocalStore
 from lmsplit.manifests.verify import verify_manifest
 
 FIRST = "data/d00000/part-00000"
@@ -87,7 +87,7 @@ def test_verify_reports_a_damaged_commit(copy_path, deeply):
 
 
 def test_verify_reports_a_damaged_older_commit(copy_path):
-    store = Store(copy_path)
+    store = LocalStore(copy_path)
     _, first = read_commit(store)
     write_commit(store, first.body.model_copy(update={"parent": first.body_sha256}), 1)
     flip(copy_path / "commits" / "00000.json", 700)
@@ -95,7 +95,7 @@ def test_verify_reports_a_damaged_older_commit(copy_path):
 
 
 def test_verify_checks_an_older_commit_without_asking_for_its_card(copy_path):
-    store = Store(copy_path)
+    store = LocalStore(copy_path)
     _, first = read_commit(store)
     write_commit(store, first.body.model_copy(update={"parent": first.body_sha256}), 1)
     assert found(copy_path, deep=True) == [("card", "README.md")]

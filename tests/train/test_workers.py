@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lmsplit.manifests.errors import LmsplitError
-from lmsplit.train import experts, workers
+from lmsplit.train import experts, launchers, workers
 from lmsplit.train.workers import Workers
 from tests.train.runs import Command, campaign_of, weights
 from tests.train.test_experts_where import domain_without_gpl
@@ -59,7 +59,7 @@ def test_killed_and_failing_experts_do_not_stop_the_others(
             if killed in arguments:
                 self.kill()
 
-    monkeypatch.setattr(workers.subprocess, "Popen", Killing)
+    monkeypatch.setattr(launchers.subprocess, "Popen", Killing)
     options = ("--all", *TWO, "--set", "expert.where={license: [gpl]}")
     result = lmsplit("train", str(path), *options)
     assert result.code == 1
