@@ -3,7 +3,6 @@
 Cost: one footer a file. It reads no page, and knows nothing of JSONL, whose lines are judged one by one.
 """
 
-from pathlib import Path
 from typing import Final, NamedTuple
 
 import pyarrow as pa
@@ -11,6 +10,7 @@ import pyarrow.parquet as pq
 
 from lmsplit.manifests.errors import ConfigurationError, InputError
 from lmsplit.manifests.schema import DOCUMENT_FIELDS, type_named
+from lmsplit.manifests.store import Store
 from lmsplit.partition.records import Columns
 
 
@@ -36,14 +36,14 @@ def check_kept(columns: Columns) -> None:
         type_named(declared or "string")
 
 
-def footer_of(root: str, name: str) -> Footer:
+def footer_of(root: Store, name: str) -> Footer:
     """Read the footer of the Parquet file `name` below `root`.
 
     Raises:
         InputError: the file is truncated or damaged.
     """
     try:
-        with pq.ParquetFile(Path(root, name)) as file:
+        with root.input(name) as source, pq.ParquetFile(source) as file:
             groups = [file.metadata.row_group(index) for index in range(file.num_row_groups)]
             return Footer(file.schema_arrow, [(group.num_rows, group.total_byte_size) for group in groups])
     except (pa.ArrowException, OSError) as error:
@@ -58,7 +58,7 @@ class _Use(NamedTuple):
 
     name: str
     required: bool
-    """False: absent from every file is fine, but not from some only."""
+    """False: absent from every file is fine, but not from some only, unless a type is declared."""
     allowed: tuple[str, ...] | None
     """types; None: any that can be kept."""
     declared: str | None = None
@@ -115,9 +115,12 @@ def _problem(footers: dict[str, Footer], use: _Use) -> str | None:
     """Say what is wrong with a column, or None."""
     found = _files_by_type(footers, use.name)
     found.pop(_NULL, None)  # without a single value there is no type to disagree about
+    if use.declared and len(found) > 1:
+        found.pop(_ABSENT, None)  # null where it is absent, as declared
     column = f"column {use.name!r} is {_differences(found, footers)}"
     if use.required and not found.keys().isdisjoint({_ABSENT, _REPEATED}):
-        return f"{column}: expected once in every Parquet file; correct the name in the configuration, or the file"
+        declare = ", or declare its type to have null there" if use.allowed is None and len(found) > 1 else ""
+        return f"{column}: expected once in every Parquet file; correct the name in the configuration, or the file{declare}"
     if _REPEATED in found or (_ABSENT in found and len(found) > 1):
         return f"{column}: expected once in every Parquet file, or in none; write null where there is no value"
     if len(found) > 1:
@@ -138,7 +141,8 @@ def check_types(footers: dict[str, Footer], columns: Columns) -> None:
 
     Args:
         footers: by the file's path.
-        columns: as configured; the default id and source columns may be absent from all files.
+        columns: as configured; the default id and source columns may be absent from all files, and kept ones with a declared
+            type from some.
 
     Raises:
         InputError: a column is missing, stands twice, or is not of one type everywhere; every such column is named, with the

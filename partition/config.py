@@ -3,7 +3,6 @@
 Keys whose work comes with a later release are known here and refused with a message that says so.
 """
 
-import os
 import re
 from math import ceil, prod
 from pathlib import Path
@@ -12,11 +11,17 @@ from typing import Annotated, Any, Final, Literal, Self
 from pydantic import BeforeValidator, Field, field_serializer, field_validator, model_validator
 
 from lmsplit.manifests.configuration import Strict
+from lmsplit.manifests.executor import Executor
 from lmsplit.manifests.lexical import LEXICAL
 from lmsplit.manifests.model_files import MINILM
 from lmsplit.manifests.schema import DOCUMENT_FIELDS
 from lmsplit.manifests.sentence import Precision
+from lmsplit.manifests.store import scheme_of
 
+STAGES: Final = (
+    "scan", "rescan", "settle", "sample", "encode", "suggest", "fit", "heldout", "bands", "place", "gather", "ids", "publish",
+)  # fmt: skip
+"""Names of the stages, which `executor.stages` may give other resources."""
 MAX_DOMAINS: Final = 100_000
 MIN_SAMPLE: Final = 10_000
 SAMPLE_PER_DOMAIN: Final = 256
@@ -64,7 +69,7 @@ class KeptColumn(Strict):
 class Input(Strict):
     """Where the corpus is, and which column means what."""
 
-    paths: tuple[str, ...] = Field(min_length=1, description="files, globs or directories of Parquet or JSONL")
+    paths: tuple[str, ...] = Field(min_length=1, description="Parquet or JSONL: files, globs, directories, or URLs of them")
     text: str = Field(default="text", min_length=1, description="column with the text")
     id: str = Field(default="id", min_length=1, description="column with a unique id; a document without one is path:row")
     source: str = Field(default="source", min_length=1, description="column with the source; may be absent")
@@ -126,25 +131,11 @@ class Encoder(Strict):
         return values | {"model": "directory"} if Path(self.model).is_dir() else values
 
 
-class Executor(Strict):
-    """What runs the stages."""
-
-    kind: Literal["local"] = Field(default="local", description="local; slurm and ray come with a later release")
-    workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1, description="processes at a time")
-
-    @field_validator("kind", mode="before")
-    @classmethod
-    def _later(cls, value: Any) -> Any:
-        if value in {"slurm", "ray"}:
-            raise ValueError(f"{value} {_LATER}")
-        return value
-
-
 class Partition(Strict):
     """How to turn a corpus into a manifest."""
 
     input: Input = Field(description="the corpus: a path, a glob, a list of them, or a mapping with columns")
-    output: str = Field(min_length=1, description="the manifest's directory")
+    output: str = Field(min_length=1, description="where the manifest goes: a directory, or a URL of s3, gs or az")
     domains: tuple[int, ...] = Field(description="number of domains k; or a list such as [8, 4]: 8 branches of 4 each")
     encoder: Encoder = Field(default_factory=Encoder, description="minilm, lexical, or a mapping: what turns text into vectors")
     sample_size: int | None = Field(default=None, ge=1, description="documents to cluster [256 x domains, at least 10,000]")
@@ -181,6 +172,19 @@ class Partition(Strict):
     @classmethod
     def _shorthand(cls, value: Any) -> Any:
         return {"paths": value} if isinstance(value, str | list) else value
+
+    @field_validator("executor")
+    @classmethod
+    def _has_these_stages(cls, value: Executor) -> Executor:
+        value.check_stages(STAGES)
+        return value
+
+    @field_validator("output")
+    @classmethod
+    def _is_writable(cls, value: str) -> str:
+        if scheme_of(value) == "hf":
+            raise ValueError("hf:// is for input only: write to a local directory, s3://, gs:// or az://")
+        return value
 
     @field_validator("domains", mode="before")
     @classmethod

@@ -61,16 +61,18 @@ def _gunzipped(raw: BinaryIO) -> Iterator[bytes]:
 def _unzstd(raw: BinaryIO) -> Iterator[bytes]:
     # Neither stream_reader nor read_to_iter tells a truncated frame from a finished one: go frame by frame.
     decompressor = zstandard.ZstdDecompressor()
-    frame, parts = None, list[bytes]()
+    frame, parts, num_bytes = None, list[bytes](), 0
     while data := raw.read(_ZSTD_INPUT_BYTES):
         while data:
             frame = frame or decompressor.decompressobj()
-            parts.append(frame.decompress(data))
+            if part := frame.decompress(data):  # there may be millions of empty frames
+                parts.append(part)
+                num_bytes += len(part)
             data = frame.unused_data if frame.eof else b""
             frame = None if frame.eof else frame
-        if sum(map(len, parts)) >= CHUNK_BYTES // 8:
+        if num_bytes >= CHUNK_BYTES // 8:
             yield b"".join(parts)
-            parts.clear()
+            parts, num_bytes = [], 0
     yield b"".join(parts)
     if frame:
         raise EOFError("the last zstd frame is not complete")

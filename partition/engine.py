@@ -1,124 +1,193 @@
-"""Runs one stage: many independent tasks, on datatrove's executor, with progress.
+"""Runs one stage: many independent tasks, on datatrove's executors, with progress.
 
-A stage says how many tasks it has and how to do one; a task leaves a receipt (see `run`). `EachTask` is the datatrove step
-that does a rank's share of them, `LocalExecutor` runs the ranks on this machine, `run_stage` puts them together.
+```
+              local                        ray                            slurm (see `slurm`)
+supervisor    a thread of this process     an actor on some node          an element of a job array
+its tasks     the next one that is left    every workers-th               every workers-th
+child         does them, one by one        does them, one by one          does them, one by one      (see `supervise`)
+```
 
-Datatrove's own completion markers are not used: they say that a task ended, not that its output is whole (measured, 0.10.1).
+A stage says how many tasks it has and how to do one; a task leaves a receipt (see `run`). `EachTask` is the datatrove step that
+does a rank's share of them. Datatrove's own completion markers are not used: they say that a task ended, not that its output is
+whole, and its Ray executor only warns of a failed one (measured, 0.10.1).
 """
 
 import contextlib
 import io
 import multiprocessing
-import multiprocessing.connection
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
-from typing import Any, Protocol
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
 
 from datatrove.executor.local import LocalPipelineExecutor
+from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from datatrove.utils.stats import PipelineStats
+from loguru import logger
 from threadpoolctl import threadpool_limits
 
-from lmsplit.manifests.errors import LmsplitError
+from lmsplit.manifests.errors import ConfigurationError, ConflictError, InputError, LmsplitError
+from lmsplit.manifests.executor import Executor, memory_mib
+from lmsplit.manifests.ray_cluster import connect_ray
 from lmsplit.partition.progress import Progress
-from lmsplit.partition.run import Run
+from lmsplit.partition.supervise import Stage, shares, supervise
 
-
-class Stage(Protocol):
-    """Work cut into tasks that need nothing of each other."""
-
-    @property
-    def name(self) -> str:
-        """The stage's name, and its folder in the run."""
-        ...
-
-    @property
-    def run(self) -> Run:
-        """The run it belongs to."""
-        ...
-
-    @property
-    def num_tasks(self) -> int:
-        """How many tasks it has; a function of the plan alone, never of the workers."""
-        ...
-
-    def do(self, task: int) -> None:
-        """Do one task and leave its receipt; doing it twice is harmless."""
-        ...
+_BY_EXIT_CODE = {kind.exit_code: kind for kind in (LmsplitError, ConfigurationError, InputError, ConflictError)}
 
 
 class EachTask(PipelineStep):
-    """The datatrove step that does every task of a rank which has no receipt yet."""
+    """The datatrove step that does every task of a rank which has no receipt yet.
+
+    Args:
+        stage: the stage.
+        num_threads: cores that a rank has.
+    """
 
     name = "lmsplit"
     type = "stage"
 
-    def __init__(self, stage: Stage) -> None:
+    def __init__(self, stage: Stage, num_threads: int = 1) -> None:
         super().__init__()
         self.stage = stage
+        self.num_threads = num_threads
 
     def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
         """Do tasks rank, rank + world_size, …; yields nothing, since the stages hand over files, not documents."""
         del data
-        done = self.stage.run.done(self.stage.name)
-        with threadpool_limits(1):  # one thread a worker: the cores are shared out among the workers
-            for task in range(rank, self.stage.num_tasks, world_size):
-                if task not in done:
-                    self.stage.do(task)
+        tasks = shares(self.stage.num_tasks, rank, world_size, self.stage.run.done(self.stage.name))
+        if tasks:
+            supervise(self.stage, tasks, num_threads=self.num_threads)
         yield from ()
 
 
-class LocalExecutor(LocalPipelineExecutor):
-    """Datatrove's local executor on a pool that notices a killed worker; datatrove's waits for it for ever."""
+class Together(PipelineStep):
+    """The datatrove step that does a stage on this machine: so many supervisors, each of which takes the next task left.
 
-    gpus: Sequence[str] = ()
-    """GPUs to share out among the workers, one each."""
+    Args:
+        stage: the stage.
+        workers: supervisors; 0: none, the tasks are done in this process.
+        gpus: GPUs to share out among them, one each.
+    """
 
-    def run(self) -> None:
-        """Run every rank.
+    name = "lmsplit"
+    type = "stage"
 
-        Raises:
-            LmsplitError: a worker was killed. Any error of a task is raised as it is.
-        """
-        ranks = range(self.tasks)
-        if self.workers == 1:
-            for rank in ranks:
-                self._run_quietly(rank)
-            return
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["lmsplit.partition.pipeline"])
-        begun = context.Value("i", 0)
-        setting = (begun, tuple(self.gpus), max(1, (os.cpu_count() or 1) // self.workers))
-        pool = ProcessPoolExecutor(self.workers, mp_context=context, initializer=_begin, initargs=setting)
-        try:
-            for future in as_completed([pool.submit(self._run_quietly, rank) for rank in ranks]):
-                future.result()
-        except BrokenProcessPool as error:
-            raise LmsplitError(
-                "a worker process was killed (out of memory?): nothing is lost, run the same command again, "
-                "with fewer executor.workers if memory is short"
-            ) from error
-        finally:
-            pool.shutdown(cancel_futures=True)
+    def __init__(self, stage: Stage, workers: int, gpus: Sequence[str]) -> None:
+        super().__init__()
+        self.stage = stage
+        self._workers = workers
+        self._gpus = gpus
 
-    def _run_quietly(self, rank: int) -> PipelineStats:
-        # Datatrove prints a failing task's local variables; the error itself reaches the user by being raised.
-        with contextlib.redirect_stderr(io.StringIO()):
-            return self._run_for_rank(rank, local_rank=1)
+    def run(self, data: Any = None, rank: int = 0, world_size: int = 1) -> Iterator[Any]:
+        """Do every task that has no receipt yet; after an error no other task begins. Yields nothing."""
+        del data, rank, world_size
+        done = self.stage.run.done(self.stage.name)
+        left = [task for task in range(self.stage.num_tasks) if task not in done]
+        if self._workers:
+            self._supervise(left)
+        else:
+            with threadpool_limits(1):
+                for task in left:
+                    self.stage.do(task)
+        yield from ()
+
+    def _supervise(self, left: Sequence[int]) -> None:
+        stop, lock, tasks = threading.Event(), threading.Lock(), iter(left)
+        num_threads = max(1, (os.cpu_count() or 1) // self._workers)
+
+        def next_tasks() -> Iterator[int]:
+            """Yield tasks that no other supervisor has."""
+            while not stop.is_set():
+                with lock:
+                    task = next(tasks, None)
+                if task is None:
+                    return
+                yield task
+
+        def worker(number: int) -> None:
+            """Supervise one child."""
+            gpu = self._gpus[number] if self._gpus else None
+            supervise(self.stage, next_tasks(), gpu=gpu, num_threads=num_threads, stop=stop)
+
+        with ThreadPoolExecutor(self._workers) as threads:
+            try:
+                for ended in as_completed([threads.submit(worker, number) for number in range(self._workers)]):
+                    ended.result()
+            except LmsplitError:  # others may yet end the tasks that they are at
+                stop.set()
+                raise
+            except BaseException:
+                stop.set()
+                for child in multiprocessing.active_children():
+                    child.kill()
+                raise
 
 
-def _begin(begun: Any, gpus: Sequence[str], num_threads: int) -> None:
-    """Begin a worker: it ends with the command, has a GPU to itself, and its share of the cores."""
-    _end_with_parent()
-    with begun.get_lock():
-        number, begun.value = begun.value, begun.value + 1
-    if gpus:  # before torch is imported, which looks once
-        os.environ["CUDA_VISIBLE_DEVICES"] = gpus[number % len(gpus)]
-    os.environ["RAYON_NUM_THREADS"] = os.environ["POLARS_MAX_THREADS"] = str(num_threads)
-    os.environ["TOKENIZERS_PARALLELISM"] = "true" if num_threads > 1 else "false"
+def run_stage(stage: Stage, executor: Executor, gpus: Sequence[str] = ()) -> None:
+    """Do what is left of a stage, on this machine or on Ray.
+
+    Args:
+        stage: the stage; one without tasks is passed over.
+        executor: what runs it.
+        gpus: where the stage computes on GPUs of this machine, those to use: one process each, whatever `workers` says.
+
+    Raises:
+        LmsplitError: a task failed, or killed its process again and again; finished tasks keep their receipts.
+    """
+    if not stage.num_tasks:
+        return
+    num_left = stage.num_tasks - len(stage.run.done(stage.name))
+    with Progress(stage.run, stage.name, stage.num_tasks):
+        if num_left and executor.kind == "ray":
+            _run_on_ray(stage, executor, min(executor.workers, num_left))
+        elif num_left:
+            workers = min(len(gpus) or executor.workers, num_left)
+            step = Together(stage, workers, gpus)
+            local = LocalPipelineExecutor([step], logging_dir=stage.run.where(f"logs/{stage.name}"), skip_completed=False)
+            with contextlib.redirect_stderr(io.StringIO()):  # datatrove prints a failing task's local variables
+                local._run_for_rank(0, local_rank=1)  # its pool would wait for a killed worker for ever
+    check_done(stage)
+
+
+def check_done(stage: Stage) -> None:
+    """Check that every task of a stage left its receipt.
+
+    Raises:
+        LmsplitError: one did not; with the words that it left, if it could.
+    """
+    missing = sorted(set(range(stage.num_tasks)) - stage.run.done(stage.name).keys())
+    if not missing:
+        return
+    said = stage.run.failures(stage.name)
+    if not said:
+        raise LmsplitError(f"stage {stage.name}: {len(missing)} of {stage.num_tasks} tasks left no receipt: run it again")
+    facts = next(iter(said.values()))
+    kind = _BY_EXIT_CODE.get(facts["exit_code"], LmsplitError)
+    where = (
+        "" if facts["traceback"] is None else f" (on {facts['host']}; traceback in {stage.run.where('failures/' + stage.name)})"
+    )
+    raise kind(f"{facts['error']}{where}")
+
+
+def _run_on_ray(stage: Stage, executor: Executor, ranks: int) -> None:
+    """Run ranks as Ray actors; what failed is found by the receipts that are missing."""
+    connect_ray(executor)
+    logger.disable("datatrove")  # it says in many lines what the progress says in one
+    actors = RayPipelineExecutor(
+        [EachTask(stage, executor.cpus)],
+        tasks=ranks,
+        workers=executor.workers,
+        cpus_per_task=executor.cpus,
+        mem_per_cpu_gb=memory_mib(executor.memory) / 1024,
+        gpus_per_task=executor.gpus,
+        logging_dir=stage.run.where(f"logs/{stage.name}"),
+        skip_completed=False,
+    )
+    try:
+        actors.run()
+    finally:
+        logger.enable("datatrove")
 
 
 def visible_gpus() -> tuple[str, ...]:
@@ -127,49 +196,3 @@ def visible_gpus() -> tuple[str, ...]:
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
     return tuple(given.split(",")) if given else tuple(map(str, range(torch.cuda.device_count())))
-
-
-def _end_with_parent() -> None:
-    """End this worker when the command is killed: it would wait for ever for work, and hold the caller's pipes open."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None, "a worker has a parent"
-
-    def watch() -> None:
-        """Wait until the command is gone."""
-        multiprocessing.connection.wait([parent.sentinel])
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def run_stage(stage: Stage, workers: int, gpus: Sequence[str] = ()) -> None:
-    """Do what is left of a stage.
-
-    Args:
-        stage: the stage; one without tasks is passed over.
-        workers: processes at a time.
-        gpus: where the stage computes on GPUs, those to use: one process each, whatever `workers` says.
-
-    Raises:
-        LmsplitError: a task failed, or a worker was killed; finished tasks keep their receipts.
-    """
-    if not stage.num_tasks:
-        return
-    num_left = stage.num_tasks - len(stage.run.done(stage.name))
-    with Progress(stage.run, stage.name, stage.num_tasks):
-        if num_left:
-            workers = min(len(gpus) or workers, num_left)
-            # Several ranks a worker even out units of unequal cost; a rank costs datatrove a log file.
-            ranks = min(stage.num_tasks, workers if workers == 1 else 8 * workers)
-            executor = LocalExecutor(
-                [EachTask(stage)],
-                tasks=ranks,
-                workers=workers,
-                logging_dir=str(stage.run.folder(f"logs/{stage.name}")),
-                skip_completed=False,
-            )
-            executor.gpus = gpus
-            executor.run()
-    missing = stage.num_tasks - len(stage.run.done(stage.name))
-    if missing:
-        raise LmsplitError(f"stage {stage.name}: {missing} of {stage.num_tasks} tasks left no receipt: run it again")

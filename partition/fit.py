@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from lmsplit.manifests.executor import Executor
 from lmsplit.manifests.layout import placement_path
 from lmsplit.manifests.lexical import describe_lexical
 from lmsplit.manifests.placement import Floats, is_unit
@@ -33,7 +34,8 @@ from lmsplit.partition.planning import Planned
 from lmsplit.partition.points import NumpyPoints, TorchPoints
 from lmsplit.partition.refit import parent_of
 from lmsplit.partition.run import Run
-from lmsplit.partition.sample import has_gpu, pinned_encoder, sample_rows, total
+from lmsplit.partition.sample import has_gpu, pinned_encoder, sample_rows
+from lmsplit.partition.scan import total
 
 TIER: Final = "fit: reproducible on one CPU type; placement: byte-identical"
 MAX_LEXICAL_DOCUMENTS: Final = 16_384
@@ -47,11 +49,9 @@ class Fit:
 
     Args:
         run: the run.
-        scan: name of the scan stage that counts.
     """
 
     run: Run
-    scan: str
     name: str = "fit"
 
     @property
@@ -67,10 +67,10 @@ class Fit:
             ConfigurationError: more domains than different documents.
         """
         configuration = Planned(self.run).configuration
-        accepted = total(self.run, self.scan, Planned(self.run).num_units, "accepted").records
+        accepted = total(self.run, "scan", Planned(self.run).num_units, "accepted").records
         sample = encode_sample(self.run, configuration.seed)
         branching, seed = configuration.domains, configuration.seed
-        points_of = where_to_fit(sample.description, configuration.executor.workers)
+        points_of = where_to_fit(sample.description, configuration.executor)
         fitted = fit_rule(
             sample.embeddings_ND,
             sample.weight_N,
@@ -89,7 +89,7 @@ class Fit:
             "measures": measure(fitted, sample.embeddings_ND, sample.weight_N, sample.rows["source"], branching, seed, points_of),
             "prices": rule.prices_K.tolist(),
             "paths": [list(path) for path in rule.paths],
-            "tier": GPU_TIER if sample.description.get("device") == "cuda" else TIER,
+            "tier": GPU_TIER if points_of is TorchPoints or sample.description.get("device") == "cuda" else TIER,
             "labels": [_label(label, ids, texts) for label in labels],
         }
         files = store_rule(rule, sample.description, sample.arrays)
@@ -151,11 +151,11 @@ def encode_sample(run: Run, seed: int) -> EncodedSample:
     return EncodedSample(rows.filter(pl.Series(usable)), embeddings_ND[usable], description, arrays)
 
 
-def where_to_fit(encoder: dict[str, Any], num_threads: int) -> PointsOf:
-    """Return what puts vectors where clustering is computed: on the GPU where the encoder runs on one here, else on the CPU."""
-    if encoder.get("device") == "cuda" and has_gpu():
+def where_to_fit(encoder: dict[str, Any], executor: Executor) -> PointsOf:
+    """Return what puts vectors where clustering is computed: on a GPU where the encoder or fit was given one, else on the CPU."""
+    if has_gpu() and (encoder.get("device") == "cuda" or executor.resources("fit").gpus):
         return TorchPoints
-    return partial(NumpyPoints, num_threads=num_threads)
+    return partial(NumpyPoints, num_threads=executor.num_threads("fit"))
 
 
 def _label(label: Label, ids: list[str], texts: list[str]) -> dict[str, Any]:

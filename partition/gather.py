@@ -30,13 +30,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lmsplit.manifests.layout import data_path, domain_name
+from lmsplit.manifests.parquet import parquet_file
 from lmsplit.manifests.schema import IDS, SPLITS
 from lmsplit.manifests.store import file_sha256
+from lmsplit.partition.bad_records import check_bad_fraction
 from lmsplit.partition.hashing import id_hashes
 from lmsplit.partition.pieces import GROUPS
 from lmsplit.partition.place import document_schema
 from lmsplit.partition.planning import Planned
-from lmsplit.partition.run import Run, describe
+from lmsplit.partition.run import Run, describe, piece
 
 ROW_GROUP_ROWS: Final = 65_536
 ROW_GROUP_BYTES: Final = 64 * 10**6
@@ -157,9 +159,14 @@ class Gather:
 
     @cached_property
     def bundles(self) -> list[list[Shard]]:
-        """The output files to write, task by task."""
+        """The output files to write, task by task.
+
+        Raises:
+            InputError: scan and place set too much aside.
+        """
+        check_bad_fraction(self.run, ("scan", "place"))
         num_domains = len(self.run.receipt("fit", 0)["labels"])
-        units = (self._groups(unit) for unit in range(len(self._pieces)))
+        units = (self._groups(unit) for unit in range(len(self._receipts)))
         return bundle_shards(plan_shards(units, num_domains, Planned(self.run).configuration.shard_size))
 
     @property
@@ -168,19 +175,12 @@ class Gather:
         return len(self.bundles)
 
     @cached_property
-    def _pieces(self) -> list[tuple[Path, Path] | None]:
-        """A unit's documents and what they are; None where it has none."""
-        names = ("documents", "groups")
-        receipts = self.run.receipts("place", Planned(self.run).num_units)
-        pieces = ([self.run.piece(receipt, name) for name in names if names[0] in receipt["pieces"]] for receipt in receipts)
-        return [(each[0], each[1]) if each else None for each in pieces]
+    def _receipts(self) -> list[dict[str, Any]]:
+        return list(self.run.receipts("place", Planned(self.run).num_units))
 
     def _groups(self, unit: int) -> pa.Table:
-        pieces = self._pieces[unit]
-        if pieces is None:
-            return GROUPS.empty_table()
-        with pq.ParquetFile(pieces[1], page_checksum_verification=True) as file:
-            return file.read()
+        receipt = self._receipts[unit]
+        return self.run.table(receipt, "groups") if "groups" in receipt["pieces"] else GROUPS.empty_table()
 
     @cached_property
     def _schema(self) -> pa.Schema:
@@ -211,15 +211,14 @@ class Gather:
         """Yield what a unit holds of some (domain, split) pairs, in the order of the piece."""
         groups = self._groups(unit)
         held = np.flatnonzero(np.isin(_group_numbers(groups), list(wanted)))
-        pieces = self._pieces[unit]
-        if pieces is None or not len(held):
+        if not len(held):
             return
         assert held[-1] - held[0] + 1 == len(held), "neighbours among the files are neighbours in a piece"
-        with pq.ParquetFile(pieces[0], page_checksum_verification=True) as piece:
+        with parquet_file(self.run.store, piece(self._receipts[unit], "documents")) as file:
             for number, members in groupby(groups.take(held).to_pylist(), key=lambda group: int(group["row_group"])):
                 together = list(members)
                 first, last = together[0]["row"], together[-1]
-                rows = _part(piece.read_row_group(number), first, last["row"] + last["rows"])
+                rows = _part(file.read_row_group(number), first, last["row"] + last["rows"])
                 for group in together:
                     yield group, rows.slice(group["row"] - first, group["rows"])
 

@@ -139,4 +139,4 @@ def open_index(run: Run) -> NearDuplicateIndex | None:
     if not Bands(run).num_tasks:
         return None
     receipt = run.receipt("bands", 0)
-    return NearDuplicateIndex(run.piece(receipt, "documents.arrow"), run.piece(receipt, "bands.arrow"))
+    return NearDuplicateIndex(run.local(receipt, "documents.arrow"), run.local(receipt, "bands.arrow"))

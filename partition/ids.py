@@ -1,15 +1,11 @@
-"""Settles duplicate ids, and builds the index from an id to its document.
+"""Settles duplicate ids: of equal ids the lowest (unit, ordinal) stays, the others are losers.
 
-Both work by range of the id's hash, one task a range, so that memory is one range (about a million ids) whatever the corpus.
-
-```
-settle:  scan's ids  ─► of equal ids the lowest (unit, ordinal) stays, the others are losers
-index:   gather's ids ─► ids/<range>.parquet, sorted by hash: id → domain, part, row
-```
+One task per range of the id's hash, so that memory is one range (about a million ids) whatever the corpus. See `index` for what
+becomes of the ids in the end.
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -19,12 +15,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from lmsplit.manifests.errors import InputError
-from lmsplit.manifests.layout import ids_path
-from lmsplit.manifests.schema import IDS
-from lmsplit.manifests.store import file_sha256
+from lmsplit.manifests.parquet import read_rows
+from lmsplit.partition.bad_records import check_bad_fraction
 from lmsplit.partition.hashing import RANGE
 from lmsplit.partition.planning import Planned
-from lmsplit.partition.run import Run, describe
+from lmsplit.partition.run import Run, piece
 from lmsplit.partition.scan import IDS as SCANNED_IDS
 
 IDS_PER_RANGE: Final = 1_000_000
@@ -41,11 +36,8 @@ def read_range(run: Run, stage: str, num_tasks: int, hash_range: int, schema: pa
     low, high = hash_range * width, min((hash_range + 1) * width, RANGE) - 1
     id_hash = pc.field("id_hash")
     within = (id_hash >= pa.scalar(low, pa.uint64())) & (id_hash <= pa.scalar(high, pa.uint64()))
-    tables = [
-        pq.read_table(run.piece(receipt, "ids"), filters=within, schema=schema, page_checksum_verification=True)
-        for receipt in run.receipts(stage, num_tasks)
-        if "ids" in receipt["pieces"]
-    ]
+    receipts = (receipt for receipt in run.receipts(stage, num_tasks) if "ids" in receipt["pieces"])
+    tables = [read_rows(run.store, piece(receipt, "ids"), wanted=within) for receipt in receipts]
     frame = pl.from_arrow(pa.concat_tables(tables) if tables else schema.empty_table())
     assert isinstance(frame, pl.DataFrame)
     return frame
@@ -57,11 +49,9 @@ class Settle:
 
     Args:
         run: the run.
-        scan: name of the scan stage that counts.
     """
 
     run: Run
-    scan: str
     name: str = "settle"
 
     @property
@@ -73,10 +63,11 @@ class Settle:
         """Find the losers of one hash range.
 
         Raises:
-            InputError: an id is repeated and the configuration calls that an error.
+            InputError: an id is repeated and the configuration calls that an error, or the scan set too much aside.
         """
         planned = Planned(self.run)
-        frame = read_range(self.run, self.scan, planned.num_units, task, SCANNED_IDS)
+        check_bad_fraction(self.run, ("scan",))
+        frame = read_range(self.run, "scan", planned.num_units, task, SCANNED_IDS)
         frame = frame.sort("doc_id", "unit", "ordinal")
         repeated = frame.filter(pl.col("doc_id") == pl.col("doc_id").shift(1))
         if len(repeated) and planned.configuration.duplicate_ids == "error":
@@ -115,34 +106,3 @@ def ordinals_of(losers: pl.DataFrame, unit: int) -> npt.NDArray[np.int64]:
 
 
 _NO_LOSERS: Final = pl.DataFrame(schema={"unit": pl.Int64, "ordinal": pl.Int64})
-
-
-@dataclass(frozen=True)
-class Index:
-    """The stage that writes the ids index.
-
-    Args:
-        run: the run.
-        num_shards: tasks of the gather stage.
-    """
-
-    run: Run
-    num_shards: int
-    name: str = "ids"
-
-    @property
-    def num_tasks(self) -> int:
-        """One per hash range."""
-        return num_ranges(self.run)
-
-    def do(self, task: int) -> None:
-        """Write the index of one hash range."""
-        frame = read_range(self.run, "gather", self.num_shards, task, IDS).sort("id_hash", "doc_id")
-        table = frame.to_arrow().cast(IDS)
-        with self.run.store.spool() as path:
-            # Small row groups: a look-up by hash reads one of them.
-            pq.write_table(table, path, compression="zstd", write_page_checksum=True, row_group_size=65_536)
-            sha256 = file_sha256(path)
-            entry: dict[str, Any] = describe(path, ids_path(task, sha256), sha256)
-            self.run.store.put(path, entry["path"])
-            self.run.finish(self.name, task, {}, {"documents": len(frame), "files": [entry]})

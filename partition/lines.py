@@ -2,8 +2,8 @@
 
 It does not open files (see `reading`), skip duplicates, or judge whether too much was rejected.
 
-Cost: orjson parses a line once; only a refused line is parsed again, slowly. Memory: one batch and one record of at most
-`max_record_bytes`.
+Cost: orjson parses a line once; only a refused line is parsed again, slowly. Looking for repeated keys is a tenth of
+the whole. Memory: one batch and one record of at most `max_record_bytes`.
 """
 
 import contextlib
@@ -46,7 +46,9 @@ from lmsplit.partition.records import (
 
 _MAX_SLOW_DEPTH: Final = 512  # json recurses: below Python's limit of 1,000 frames wherever it is called from
 _BOM: Final = b"\xef\xbb\xbf"
-_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"', re.DOTALL)
+# The last quote may be missing: else each quote in a string that never ends would be tried, in quadratic time.
+_STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+_STRING_OR_KEY = re.compile(rb'"(?:[^"\\]++|\\.)*+"[ \t\r]*+(:?)', re.DOTALL)
 
 
 class LongLine(NamedTuple):
@@ -155,8 +157,8 @@ def _parse_slowly(line: bytes, used: Iterable[str]) -> Any:
         text = line.decode()
     except UnicodeDecodeError as error:
         raise Rejected(INVALID_UTF8, f"byte {error.start} of the line: {error.reason}") from None
-    steps = (1 if bracket in "[{" else -1 for bracket in re.findall(r"[][{}]", _STRING.sub("", text)))
-    if max(itertools.accumulate(steps), default=0) > _MAX_SLOW_DEPTH:
+    steps = (1 if bracket[0] in "[{" else -1 for bracket in re.finditer(r"[][{}]", _STRING.sub("", text)))
+    if any(depth > _MAX_SLOW_DEPTH for depth in itertools.accumulate(steps)):
         raise Rejected(NESTED_TOO_DEEP, f"nested deeper than {_MAX_SLOW_DEPTH} levels")
     try:
         record = _STRICT.decode(text)
@@ -166,6 +168,19 @@ def _parse_slowly(line: bytes, used: Iterable[str]) -> Any:
         if isinstance(value := record.get(name), str) and re.search("[\ud800-\udfff]", value):
             raise Rejected(LONE_SURROGATE, f"column {name!r} holds half of a surrogate pair")
     return record
+
+
+def _repeats_a_key(line: bytes, record: Any) -> bool:
+    """Return whether an object of the line has a key more than once, of which the parsed record has the last only."""
+    num_keys, values = 0, [record]
+    while values:
+        value = values.pop()
+        if type(value) is dict:
+            num_keys += len(value)
+            values.extend(value.values())
+        elif type(value) is list:
+            values.extend(value)
+    return line.count(b":") > num_keys and _STRING_OR_KEY.findall(line).count(b":") > num_keys
 
 
 def _reader_of(name: str | None, kind: pa.DataType, *, numbers: bool = False) -> Callable[[Any], Any]:
@@ -225,6 +240,7 @@ class LineRecords:
     def _start(self) -> None:
         self.num_records = 0
         self.num_bytes = 0
+        self._num_repeated_keys = 0
         self._documents: list[tuple[Any, ...]] = []
         self._rejected: list[tuple[Any, ...]] = []
 
@@ -253,10 +269,14 @@ class LineRecords:
         if isinstance(line, LongLine):
             raise too_large(line.num_bytes, self._limits)
         try:
-            return self._document(orjson.loads(line))
+            record = orjson.loads(line)
+            values = self._document(record)
         except (orjson.JSONDecodeError, Rejected):
             # A refused document is judged again, as orjson reads an integer beyond 64 bits as a float.
-            return self._document(_parse_slowly(line, self._used))
+            record = _parse_slowly(line, self._used)
+            values = self._document(record)
+        self._num_repeated_keys += _repeats_a_key(line, record)
+        return values
 
     def _document(self, record: Any) -> list[Any]:
         if type(record) is not dict:
@@ -292,6 +312,7 @@ class LineRecords:
             for values, field in zip(columns, self._schema, strict=True)
         ]
         documents = pa.RecordBatch.from_arrays(arrays, schema=self._schema)
-        batch = Batch(documents, rejected_batch(self._rejected), self.num_records, self.num_bytes)
+        rejected = rejected_batch(self._rejected)
+        batch = Batch(documents, rejected, self.num_records, self.num_bytes, self._num_repeated_keys)
         self._start()
         return batch

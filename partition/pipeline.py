@@ -5,7 +5,8 @@ configuration
   │ make_plan            planning   survey the input, digest it, cut work units, name the run
   ▼
   scan      units        scan       validate, set aside, count, propose the sample, list ids
-  │  └─ scan-1, …                   again with a wider sample, where the first came out short
+  │
+  rescan    units        scan       propose more, where the first scan proposed too few
   ▼
   settle    id ranges    ids        which documents repeat an id
   ▼
@@ -24,12 +25,13 @@ configuration
   ▼
   gather    bundles      gather     pieces → data/<domain>/part-…, neighbouring files together
   ▼
-  ids       id ranges    ids        id → domain, part, row
+  ids       id ranges    index      id → domain, part, row
   ▼
   publish                publish    conservation law, quality gate, commit
 ```
 
-Every arrow is a set of receipts in the run's folder, so the same command goes on where it was cut off.
+Every arrow is a set of receipts in the run's folder, so the same command goes on where it was cut off. How many tasks a stage has
+follows from the receipts before it, so the chain itself is the same for every run, and can be handed to a cluster as a whole.
 """
 
 import errno
@@ -40,28 +42,31 @@ from typing import Final
 
 from lmsplit.manifests.card import write_card
 from lmsplit.manifests.commit import Commit, read_commit, versions
-from lmsplit.manifests.errors import ConflictError, LmsplitError
+from lmsplit.manifests.errors import ConfigurationError, ConflictError, LmsplitError
 from lmsplit.manifests.reader import Manifest
-from lmsplit.manifests.store import Store, local_path
+from lmsplit.manifests.store import Store, absolute, open_store
 from lmsplit.partition.config import Partition
 from lmsplit.partition.encode import Encode
 from lmsplit.partition.engine import run_stage, visible_gpus
 from lmsplit.partition.fit import Fit
 from lmsplit.partition.gather import Gather
 from lmsplit.partition.heldout import Bands, Heldout
-from lmsplit.partition.ids import Index, Settle
+from lmsplit.partition.ids import Settle
+from lmsplit.partition.index import Index
 from lmsplit.partition.place import Place
 from lmsplit.partition.planning import Plan, Planned, make_plan
-from lmsplit.partition.publish import check_bad_fraction, publish
+from lmsplit.partition.publish import publish
 from lmsplit.partition.run import Run
-from lmsplit.partition.sample import Sample, pinned_encoder, sample_is_short
-from lmsplit.partition.scan import Scan
+from lmsplit.partition.sample import Sample, pinned_encoder
+from lmsplit.partition.scan import Scan, warn_of_notes
+from lmsplit.partition.slurm import SlurmRun
 from lmsplit.partition.suggest import Assessment, Recommendation, Suggest, suggestion
+from lmsplit.partition.supervise import Stage
 
 SUGGESTS: Final = {"suggest": True}
 """Marks the plan of a run that publishes nothing."""
-MAX_WIDENINGS: Final = 16
-"""4^16 times the first threshold: the whole corpus, whatever the estimate was."""
+ON_GPUS: Final = frozenset({"encode", "place"})
+"""Stages that encode, on GPUs where the pinned encoder is on one."""
 
 _NO_ROOM: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -81,26 +86,52 @@ def partition(configuration: Partition, plan: Plan | None = None) -> Commit:
     Raises:
         InputError: the input is bad past its limit.
         ConflictError: the output holds the manifest of another run.
-        LmsplitError: the output has no room, or a worker was killed; the same call goes on where it ended.
+        LmsplitError: the output has no room or cannot be reached, or a task killed its process again and again; the same call
+            goes on where it ended.
     """
     plan = plan or make_plan(configuration)
-    output = str(local_path(configuration.output).absolute())
-    published = existing_commit(Store(local_path(output)), plan.run_id, plan.content.get("refit"))
-    if published:
-        _log.info("run %s is published already", plan.run_id)
-        write_card(Manifest.open(output))  # a kill right after the commit leaves none
-        return published
-    run = Run(output, plan.run_id)
+    output = absolute(configuration.output)
     try:
-        run.start(plan.content, plan.here)
-        run.write_configuration(configuration.model_dump(mode="json"))
-        return resume(run)
+        published = existing_commit(open_store(output), plan.run_id, plan.content.get("refit"))
+        if published:
+            _log.info("run %s is published already", plan.run_id)
+            write_card(Manifest.open(output))  # a kill right after the commit leaves none
+            return published
+        return resume(_started(configuration, plan))
     except OSError as error:
-        if error.errno not in _NO_ROOM:
-            raise
-        raise LmsplitError(
-            f"{output}: {os.strerror(error.errno)}. Nothing is lost: make room there and run the same command again"
-        ) from error
+        no_room = error.errno in _NO_ROOM
+        why = os.strerror(error.errno or 0) if no_room else f"{error}"
+        remedy = "make room there" if no_room else "mend that"
+        raise LmsplitError(f"{output}: {why}. Nothing is lost: {remedy} and run the same command again") from error
+
+
+def submit(configuration: Partition, plan: Plan) -> dict[str, list[str]]:
+    """Submit a run to Slurm and return; its last job publishes.
+
+    Args:
+        configuration: the validated configuration.
+        plan: its plan.
+
+    Returns:
+        The ids of the jobs by stage; those that are in the queue already, where the run was submitted before.
+
+    Raises:
+        ConfigurationError: the executor is another one, or Slurm refuses a job.
+        ConflictError: the output holds the manifest of another run, or this one is published.
+    """
+    if configuration.executor.kind != "slurm":
+        raise ConfigurationError(f"--detach is for executor.kind slurm, this is {configuration.executor.kind}: leave it out")
+    if existing_commit(open_store(absolute(configuration.output)), plan.run_id, plan.content.get("refit")):
+        raise ConflictError(f"run {plan.run_id} is published in {configuration.output} already: there is nothing to submit")
+    run = _started(configuration, plan)
+    return SlurmRun(run, configuration.executor).submit(stages(run), publish=True)
+
+
+def _started(configuration: Partition, plan: Plan) -> Run:
+    run = Run(absolute(configuration.output), plan.run_id)
+    run.start(plan.content, plan.here)
+    run.write_configuration(configuration.model_dump(mode="json"))
+    return run
 
 
 def existing_commit(store: Store, run_id: str, refits: str | None = None) -> Commit | None:
@@ -123,24 +154,44 @@ def existing_commit(store: Store, run_id: str, refits: str | None = None) -> Com
     if refits is not None and refits == newest.body_sha256:
         return None
     raise ConflictError(
-        f"{store.root} holds the manifest of run {newest.body.run_id}, this configuration and input are run {run_id}: "
+        f"{store.location} holds the manifest of run {newest.body.run_id}, this configuration and input are run {run_id}: "
         "choose another output, or remove that manifest"
     )
 
 
+def stages(run: Run) -> list[Stage]:
+    """Return the stages of a run in their order; those of one that suggests end there."""
+    first: list[Stage] = [Scan(run), Scan(run, "rescan"), Settle(run), Sample(run), Encode(run)]
+    if run.plan.get("suggest"):
+        return [*first, Suggest(run)]
+    return [*first, Fit(run), Heldout(run), Bands(run), Place(run), Gather(run), Index(run)]
+
+
+def find_stage(run: Run, name: str) -> Stage:
+    """Return a run's stage by its name."""
+    return next(stage for stage in stages(run) if stage.name == name)
+
+
 def resume(run: Run) -> Commit:
     """Do all that is left of a planned run, and publish it."""
-    workers = Planned(run).configuration.executor.workers
-    scan, gpus = _encoded_sample(run, workers)
-    run_stage(Fit(run, scan), workers)
-    run_stage(Heldout(run), workers)
-    run_stage(Bands(run), workers)
-    run_stage(Place(run, scan), workers, gpus)
-    check_bad_fraction(run, [scan, "place"])
-    gather = Gather(run)
-    run_stage(gather, workers)
-    run_stage(Index(run, gather.num_tasks), workers)
-    return publish(run, scan)
+    _do_stages(run)
+    warn_of_notes(run, "scan")
+    return publish(run)
+
+
+def _do_stages(run: Run) -> None:
+    executor = Planned(run).configuration.executor
+    if executor.kind == "slurm":
+        SlurmRun(run, executor).do(stages(run))
+        return
+    for stage in stages(run):
+        on_gpus = executor.kind == "local" and stage.name in ON_GPUS and _is_on_gpu(run)
+        run_stage(stage, executor, visible_gpus() if on_gpus else ())
+
+
+def _is_on_gpu(run: Run) -> bool:
+    pinned = pinned_encoder(run)
+    return pinned is not None and pinned[0].get("device") == "cuda"
 
 
 def suggest(configuration: Partition, plan: Plan) -> tuple[list[Assessment], Recommendation]:
@@ -153,42 +204,11 @@ def suggest(configuration: Partition, plan: Plan) -> tuple[list[Assessment], Rec
     Raises:
         InputError: the input is bad past its limit, or the sample is too small.
     """
-    plan = replace(plan, content=plan.content | SUGGESTS)
-    run = Run(str(local_path(configuration.output).absolute()), plan.run_id)
-    run.start(plan.content, plan.here)
-    workers = configuration.executor.workers
-    _encoded_sample(run, workers)
-    run_stage(Suggest(run), workers)
+    run = _started(configuration, replace(plan, content=plan.content | SUGGESTS))
+    _do_stages(run)
     return suggestion(run)
-
-
-def _encoded_sample(run: Run, workers: int) -> tuple[str, tuple[str, ...]]:
-    """Do the stages that end with an encoded sample; return the name of the scan that counts, and the GPUs to encode on."""
-    scan = _scan(run, workers)
-    run_stage(Settle(run, scan), workers)
-    run_stage(Sample(run, scan), workers)
-    pinned = pinned_encoder(run)
-    gpus = visible_gpus() if pinned and pinned[0].get("device") == "cuda" else ()
-    run_stage(Encode(run), workers, gpus)
-    return scan, gpus
 
 
 def publish_again(run: Run) -> Commit:
     """Publish a run whose stages are all done; `lmsplit publish` calls this."""
-    return publish(run, _finished_scan(run))
-
-
-def _scan(run: Run, workers: int) -> str:
-    """Scan, and again with a wider sample while it is short; return the name of the scan that counts."""
-    for widening in range(MAX_WIDENINGS):
-        stage = Scan(run, widening)
-        run_stage(stage, workers)
-        check_bad_fraction(run, [stage.name])
-        if not sample_is_short(run, stage.name):
-            return stage.name
-    raise LmsplitError(f"the sample is still short after {MAX_WIDENINGS} scans: please report this")
-
-
-def _finished_scan(run: Run) -> str:
-    names = [Scan(run, widening).name for widening in range(MAX_WIDENINGS)]
-    return next(name for name in names if not sample_is_short(run, name))
+    return publish(run)

@@ -11,7 +11,7 @@ document, the rule and the held-out index, so new data lands by the same rule la
 """
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cache, cached_property, partial
@@ -26,7 +26,7 @@ import pyarrow.parquet as pq
 
 from lmsplit.manifests import schema
 from lmsplit.manifests.commit import Amount
-from lmsplit.manifests.errors import InputError
+from lmsplit.manifests.errors import DamagedError, InputError
 from lmsplit.manifests.layout import domain_name, embeddings_path
 from lmsplit.manifests.placement import PLACED_BY_CENTROIDS, Encoder, Floats, PlacementRule, is_unit
 from lmsplit.manifests.rule_files import PlacementFiles, parse_rule
@@ -74,11 +74,9 @@ class Place:
 
     Args:
         run: the run.
-        scan: name of the scan stage that counts.
     """
 
     run: Run
-    scan: str
     name: str = "place"
 
     @property
@@ -90,7 +88,7 @@ class Place:
     def _placer(self) -> Placer:
         configuration = Planned(self.run).configuration
         fit = self.run.receipt("fit", 0)
-        arrays, description = (self.run.store.read(entry["path"]) for entry in fit["files"])
+        arrays, description = (_read_checked(self.run, entry) for entry in fit["files"])
         stored = parse_rule(PlacementFiles(description, arrays), fit["placement"])
         return Placer(
             configuration.seed,
@@ -116,7 +114,7 @@ class Place:
         unit = _Unit(self._placer, ordinals_of(self._losers, task), *known_vectors(self.run, task))
         for block in _blocks(Planned(self.run).read(task)):
             unit.take(block)
-        if unit.read.model_dump() != self.run.receipt(self.scan, task)["read"]:
+        if unit.read.model_dump() != self.run.receipt("scan", task)["read"]:
             raise InputError(f"unit {task} held other records when it was scanned: run the same command again to plan it anew")
         with ExitStack() as stack:
             documents, groups, rejected, exclusions = (stack.enter_context(self.run.store.spool()) for _ in range(4))
@@ -142,6 +140,14 @@ class Place:
         entry = describe(spooled, embeddings_path(task, sha256), sha256)
         self.run.store.put(spooled, entry["path"])
         return entry
+
+
+def _read_checked(run: Run, entry: Mapping[str, Any]) -> bytes:
+    data = run.store.read(entry["path"])
+    if (found := hashlib.sha256(data).hexdigest()) != entry["sha256"]:
+        message = f"{run.store.where(entry['path'])} should have sha256 {entry['sha256']}, found {found}"
+        raise DamagedError(entry["path"], f"{message}: remove it and {run.where('fit')}, and run the same command again")
+    return data
 
 
 def document_schema(run: Run) -> pa.Schema:

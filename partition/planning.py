@@ -6,18 +6,16 @@ where the input or the output lie, the executor, times or hosts. Cost: one read 
 
 import importlib.metadata
 import sys
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Final
 
 from lmsplit.manifests.errors import InputError
 from lmsplit.manifests.lexical import LEXICAL
 from lmsplit.manifests.model_files import find_model, settings_sha256
 from lmsplit.manifests.sentence import check_installed
-from lmsplit.manifests.store import local_path
+from lmsplit.manifests.store import Store, open_store
 from lmsplit.partition.config import Partition
 from lmsplit.partition.corpus import Corpus, survey
 from lmsplit.partition.reading import read_unit
@@ -58,12 +56,10 @@ def make_plan(configuration: Partition, progress: Callable[[int], None] | None =
         ConfigurationError: the input names no file, or a scheme that is not supported.
         InputError: a file cannot be read, or files disagree about a column.
     """
-    started_ns = time.time_ns()
     corpus = survey(
         configuration.input.paths,
         columns(configuration),
-        output=str(local_path(configuration.output)),
-        num_threads=configuration.executor.workers,
+        output=configuration.output,
         progress=progress,
     )
     content = {
@@ -82,11 +78,8 @@ def make_plan(configuration: Partition, progress: Callable[[int], None] | None =
         "encoder": configuration.encoder.model_dump(mode="json"),
         "tokenizer": configuration.tokenizer,
         "gate": configuration.gate,
-        "modified_ns": {file.path: _modified_ns(corpus.root, file.path) for file in corpus.files},
+        "versions": corpus.versions,
     }
-    for path, modified_ns in here["modified_ns"].items():
-        if modified_ns > started_ns:
-            raise InputError(f"{path} changed while it was planned: run the same command again once it is whole")
     return Plan(corpus, content, here)
 
 
@@ -121,6 +114,20 @@ def _digests(configuration: Partition) -> dict[str, Any]:
     if configuration.tokenizer:
         digests["tokenizer"] = open_counter(configuration.tokenizer).digest
     return digests
+
+
+UNIT_STAGES: Final = frozenset({"scan", "rescan", "heldout", "place"})
+"""Stages with one task per work unit."""
+
+
+def describe_task(run: Run, stage: str, task: int) -> str:
+    """Say what a task works on, for people."""
+    if stage not in UNIT_STAGES:
+        return f"task {task}"
+    first, *others = (Segment(**segment) for segment in run.plan["units"][task])
+    rows = "" if first.num_rows is None else f" rows {first.first_row} to {first.first_row + first.num_rows - 1}"
+    more = f" and {len(others)} more files" if others else ""
+    return f"unit {task} ({first.path}{rows}{more})"
 
 
 @dataclass(frozen=True)
@@ -176,18 +183,17 @@ class Planned:
         """
         segments = tuple(Segment(**segment) for segment in self.run.plan["units"][unit])
         limits = Limits(max_record_bytes=self.configuration.max_record_bytes)
-        self._check_unchanged(segments)
-        yield from read_unit(self.run.here["root"], WorkUnit(unit, segments), columns(self.configuration), self.keep, limits)
-        self._check_unchanged(segments)
+        root = open_store(self.run.here["root"])
+        self._check_unchanged(root, segments)
+        yield from read_unit(root, WorkUnit(unit, segments), columns(self.configuration), self.keep, limits)
+        self._check_unchanged(root, segments)
 
-    def _check_unchanged(self, segments: tuple[Segment, ...]) -> None:
+    def _check_unchanged(self, root: Store, segments: tuple[Segment, ...]) -> None:
         for path in {segment.path for segment in segments}:
-            if _modified_ns(self.run.here["root"], path) != self.run.here["modified_ns"][path]:
+            try:
+                version = root.version(path)
+            except OSError as error:
+                why = error.strerror or error
+                raise InputError(f"{path} cannot be read any more ({why}): restore it, or plan anew") from error
+            if version != self.run.here["versions"][path]:
                 raise InputError(f"{path} changed after it was planned: run the same command again to plan it anew")
-
-
-def _modified_ns(root: str, path: str) -> int:
-    try:
-        return (Path(root) / path).stat().st_mtime_ns
-    except OSError as error:
-        raise InputError(f"{path} cannot be read any more ({error.strerror}): restore it, or plan anew") from error

@@ -17,6 +17,8 @@ from rich.progress import Progress as Bar
 from lmsplit.partition.run import Run
 
 _POLL_S = 0.25
+_POLL_REMOTE_S = 2.0
+"""A listing of an object store is a request that costs money."""
 _LINE_EVERY_S = 5.0
 
 
@@ -59,7 +61,7 @@ class Progress:
 
     def _watch(self) -> None:
         last_line = self._started
-        while not self._stop.wait(_POLL_S):
+        while not self._stop.wait(_POLL_S if self._run.store.is_local else _POLL_REMOTE_S):
             self._look()
             if time.monotonic() - last_line >= _LINE_EVERY_S:
                 last_line = time.monotonic()
@@ -67,7 +69,7 @@ class Progress:
             self._update_bar()
 
     def _look(self) -> None:
-        for task in self._run.done(self._stage) - self._seen:
+        for task in self._run.done(self._stage).keys() - self._seen:
             self._seen.add(task)
             self._documents += int(self._run.receipt(self._stage, task).get("documents", 0))
 

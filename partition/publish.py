@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from lmsplit.manifests import schema
 from lmsplit.manifests.card import write_card
 from lmsplit.manifests.commit import Amount, Body, Commit, Counts, FileEntry, Gate, GateFinding, canonical, write_commit
-from lmsplit.manifests.errors import InputError, LmsplitError
+from lmsplit.manifests.errors import LmsplitError
 from lmsplit.manifests.findings import Finding
 from lmsplit.manifests.layout import domain_index, domain_name, domains_path, exclusions_path, plan_path, quarantine_path
 from lmsplit.manifests.lexical import LEXICAL
@@ -28,8 +28,8 @@ from lmsplit.partition.ids import num_ranges
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.refit import parent_of
 from lmsplit.partition.run import Run, describe
-from lmsplit.partition.sample import pinned_encoder, total
-from lmsplit.partition.scan import add_amounts
+from lmsplit.partition.sample import pinned_encoder
+from lmsplit.partition.scan import add_amounts, parse_amounts, total
 
 MAX_NAMED: Final = 10
 """Domains that one warning names; there may be thousands."""
@@ -37,12 +37,11 @@ MAX_NAMED: Final = 10
 _log = logging.getLogger(__name__)
 
 
-def publish(run: Run, scan: str) -> Commit:
+def publish(run: Run) -> Commit:
     """Write the commit of a finished run.
 
     Args:
         run: the run; every stage has all its receipts.
-        scan: name of the scan stage that counts.
 
     Returns:
         The commit.
@@ -53,7 +52,7 @@ def publish(run: Run, scan: str) -> Commit:
     """
     planned = Planned(run)
     shards = [shard for receipt in run.receipts("gather", Gather(run).num_tasks) for shard in receipt["shards"]]
-    counts = count(run, scan, shards)
+    counts = count(run, shards)
     if (other := counts.imbalance()) is not None:
         raise LmsplitError(f"records or bytes were lost: read {counts.read}, accounted for {other}. Please report this")
     fit = run.receipt("fit", 0)
@@ -62,7 +61,7 @@ def publish(run: Run, scan: str) -> Commit:
     domains = _domains(run, fit, shards)
     plan = _plan(run)
     files = [*fit["files"], domains, plan]
-    files += _aside(run, (scan, "place"), "rejected", schema.QUARANTINE, quarantine_path)
+    files += _aside(run, ("scan", "place"), "rejected", schema.QUARANTINE, quarantine_path)
     files += _aside(run, ("place",), "exclusions", schema.EXCLUSIONS, exclusions_path)
     files += [shard["file"] for shard in shards]
     files += [entry for receipt in run.receipts("place", planned.num_units) for entry in receipt["files"]]
@@ -137,53 +136,23 @@ def _warn_of_empty_splits(shards: list[dict[str, Any]], body: Body) -> None:
         _log.warning("no document of %s is held out: too few documents, or groups too large", named)
 
 
-def count(run: Run, scan: str, shards: list[dict[str, Any]]) -> Counts:
+def count(run: Run, shards: list[dict[str, Any]]) -> Counts:
     """Return both sides of the conservation law, from the receipts."""
     num_units = Planned(run).num_units
     quarantined: dict[str, Amount] = {}
     duplicates: dict[str, Amount] = {}
-    for scanned, placed in zip(run.receipts(scan, num_units), run.receipts("place", num_units), strict=True):
+    for scanned, placed in zip(run.receipts("scan", num_units), run.receipts("place", num_units), strict=True):
         for receipt in (scanned, placed):
-            quarantined = add_amounts(quarantined, _amounts(receipt["quarantined"]))
-        duplicates = add_amounts(duplicates, _amounts(placed["duplicates"]))
+            quarantined = add_amounts(quarantined, parse_amounts(receipt["quarantined"]))
+        duplicates = add_amounts(duplicates, parse_amounts(placed["duplicates"]))
     return Counts(
-        read=total(run, scan, num_units, "read"),
+        read=total(run, "scan", num_units, "read"),
         published=total(run, "place", num_units, "published"),
         quarantined=quarantined,
         duplicates=duplicates,
         text_bytes=sum(shard["text_bytes"] for shard in shards),
         tokens=add_tokens(shard["tokens"] for shard in shards),
     )
-
-
-def check_bad_fraction(run: Run, stages: Sequence[str]) -> None:
-    """Stop when the scan and later stages set aside too many records as bad.
-
-    Args:
-        run: the run.
-        stages: finished stages over the work units, the scan first.
-
-    Raises:
-        InputError: their share is above `max_bad_fraction`; the message says which reasons, and where to look at them.
-    """
-    planned = Planned(run)
-    limit = planned.configuration.max_bad_fraction
-    read = total(run, stages[0], planned.num_units, "read")
-    reasons: dict[str, Amount] = {}
-    for stage in stages:
-        for receipt in run.receipts(stage, planned.num_units):
-            reasons = add_amounts(reasons, _amounts(receipt["quarantined"]))
-    bad = sum(amount.records for amount in reasons.values())
-    if bad > limit * read.records:
-        table = ", ".join(f"{reason} {amount.records}" for reason, amount in sorted(reasons.items()))
-        raise InputError(
-            f"{bad} of {read.records} records are bad ({table}), more than max_bad_fraction: {limit}. Nothing was published. "
-            f"Look at {run.folder('*')}/*-rejected-*.parquet, mend the input, or raise max_bad_fraction"
-        )
-
-
-def _amounts(values: dict[str, Any]) -> dict[str, Amount]:
-    return {key: Amount.model_validate(value) for key, value in values.items()}
 
 
 def _splits(shards: list[dict[str, Any]]) -> dict[str, int]:

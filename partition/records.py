@@ -83,12 +83,14 @@ class Batch(NamedTuple):
         rejected: the others, in the schema of the quarantine.
         num_records: rows of both together.
         num_bytes: their raw bytes: a JSON line without its newline, or the UTF-8 length of a Parquet text.
+        num_repeated_keys: documents whose JSON object has a key more than once; the last value counts.
     """
 
     documents: pa.RecordBatch
     rejected: pa.RecordBatch
     num_records: int
     num_bytes: int
+    num_repeated_keys: int = 0
 
 
 class Rejected(Exception):  # noqa: N818 - a verdict on a record, caught by the readers, never an error of the program

@@ -14,10 +14,10 @@ from typing import Final
 
 import numpy as np
 import numpy.typing as npt
-import pyarrow.parquet as pq
 
 from lmsplit.manifests.commit import FileEntry, read_commit, versions
 from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.manifests.parquet import read_rows
 from lmsplit.manifests.placement import Floats
 from lmsplit.manifests.reader import Manifest
 from lmsplit.partition.planning import Plan
@@ -79,8 +79,7 @@ def kept_vectors(parent: Manifest, unit: int) -> tuple[npt.NDArray[np.int64], Fl
     entry = _embeddings(parent).get(unit)
     if entry is None:
         return np.zeros(0, np.int64), np.zeros((0, 0), np.float32)
-    with pq.ParquetFile(parent.store.path(entry.path), page_checksum_verification=True) as file:
-        table = file.read(columns=["ordinal", "vector"])
+    table = read_rows(parent.store, entry.path, ["ordinal", "vector"])
     vectors: Floats = table["vector"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     return table["ordinal"].to_numpy(), vectors
 

@@ -10,6 +10,7 @@ set are disjoint: what is evaluated on did not shape the rule. Memory: the propo
 """
 
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -18,10 +19,10 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lmsplit.manifests.commit import Amount
 from lmsplit.manifests.errors import ConfigurationError, InputError
 from lmsplit.manifests.lexical import LEXICAL
 from lmsplit.manifests.model_files import find_model
+from lmsplit.manifests.parquet import parquet_file
 from lmsplit.manifests.placement import Floats, is_unit
 from lmsplit.manifests.sentence import Precision, SentenceEncoder, describe_model, has_fast_bfloat16, load_model
 from lmsplit.partition.config import MAX_HELDOUT_FRACTION, Encoder
@@ -29,8 +30,8 @@ from lmsplit.partition.hashing import chosen
 from lmsplit.partition.ids import losers
 from lmsplit.partition.planning import Planned
 from lmsplit.partition.refit import parent_of
-from lmsplit.partition.run import Run
-from lmsplit.partition.scan import Weights
+from lmsplit.partition.run import Run, piece
+from lmsplit.partition.scan import counting_scan, total, wanted_sample
 
 CHUNK_DOCUMENTS: Final = 512
 """Sample documents that one task encodes: a few seconds on a core (assumption: little to lose, and enough for 128 workers)."""
@@ -49,11 +50,9 @@ class Sample:
 
     Args:
         run: the run.
-        scan: name of the scan stage that counts.
     """
 
     run: Run
-    scan: str
     name: str = "sample"
 
     @property
@@ -69,19 +68,30 @@ class Sample:
             ConfigurationError: the encoder cannot be had as configured.
         """
         planned = Planned(self.run)
-        rows = select_sample(self.run, self.scan)
+        rows = select_sample(self.run)
         if rows.is_empty():
-            raise InputError(_nothing_to_cluster(total(self.run, self.scan, planned.num_units, "accepted").records))
+            raise InputError(_nothing_to_cluster(total(self.run, "scan", planned.num_units, "accepted").records))
         facts: dict[str, Any] = {"documents": len(rows), "encoder": None, "probe": None, "first_units": []}
         refits = parent_of(self.run) is not None
         if planned.configuration.encoder.model != LEXICAL and not refits:
             description, probe_PD = pin(planned.configuration.encoder)
+            _check_as_planned(description, self.run.plan["configuration"]["encoder"])
             facts |= {"encoder": description, "probe": probe_PD.tolist()}
         if facts["encoder"] is not None or refits:
             facts["first_units"] = rows["unit"].gather_every(CHUNK_DOCUMENTS).to_list()
         with self.run.store.spool() as path:
             pq.write_table(rows.to_arrow(), path, compression="zstd", write_page_checksum=True, row_group_size=CHUNK_DOCUMENTS)
             self.run.finish(self.name, task, {"sample": path}, facts)
+
+
+def _check_as_planned(description: Mapping[str, Any], planned: Mapping[str, Any]) -> None:
+    """Refuse a model whose files changed since the run was planned: the run's id names others."""
+    for name in ("weights_sha256", "tokenizer_sha256"):
+        if description[name] != planned[name]:
+            raise InputError(
+                f"the encoder's {name.removesuffix('_sha256')} has sha256 {description[name]}, planned was {planned[name]}: "
+                "restore it, or run the same command again"
+            )
 
 
 def _nothing_to_cluster(num_documents: int) -> str:
@@ -93,34 +103,13 @@ def _nothing_to_cluster(num_documents: int) -> str:
     return "the input has 0 usable documents: nothing to cluster. Is the text column right?"
 
 
-def total(run: Run, stage: str, num_tasks: int, key: str) -> Amount:
-    """Return the sum of an amount over a stage's receipts."""
-    return sum((Amount.model_validate(receipt[key]) for receipt in run.receipts(stage, num_tasks)), Amount())
-
-
-def wanted_sample(run: Run, scan: str) -> int:
-    """Return how many documents the sample should have, now that the scan has seen how long they are."""
-    planned = Planned(run)
-    receipts = run.receipts(scan, planned.num_units)
-    weights = sum((Weights(**receipt["proposed"]) for receipt in receipts), Weights())
-    return planned.configuration.wanted_sample(weights.spread)
-
-
-def sample_is_short(run: Run, scan: str) -> bool:
-    """Return whether a scan proposed fewer documents than the sample needs, though there are more."""
-    planned = Planned(run)
-    accepted = total(run, scan, planned.num_units, "accepted")
-    proposed = sum(receipt["pieces"].get("sample", {"rows": 0})["rows"] for receipt in run.receipts(scan, planned.num_units))
-    # Held-out groups and losers are dropped from the proposals, at most a tenth and few.
-    return bool(proposed < min(1.2 * wanted_sample(run, scan), accepted.records))
-
-
-def select_sample(run: Run, scan: str) -> pl.DataFrame:
+def select_sample(run: Run) -> pl.DataFrame:
     """Return the clustering sample by unit and ordinal: no repeated id, nothing that may be held out, at most as many as wanted.
 
     How much is held out is known only after the fit, so all that could be, a tenth at most, stays out of the sample.
     """
     planned = Planned(run)
+    scan = counting_scan(run)
     receipts = run.receipts(scan, planned.num_units)
     tables = [run.table(receipt, "sample") for receipt in receipts if "sample" in receipt["pieces"]]
     if not tables:
@@ -191,8 +180,8 @@ def _fast_precision(device: str) -> Precision:
 
 def sample_rows(run: Run, chunk: int | None = None) -> pl.DataFrame:
     """Return the chosen sample, or one chunk of it: unit, ordinal, sample_hash, doc_id, source, weight, text."""
-    path = run.piece(run.receipt("sample", 0), "sample")
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+    receipt = run.receipt("sample", 0)
+    with parquet_file(run.store, piece(receipt, "sample")) as file:
         frame = pl.from_arrow(file.read() if chunk is None else file.read_row_group(chunk))
     assert isinstance(frame, pl.DataFrame)
     return frame

@@ -2,6 +2,7 @@
 
 ```
 unit ─► records ─► rejected   records that are no documents, with the reason
+                ├► notes      how many are documents, but odd ones; which files have no record
                 ├► sample     documents whose H(seed, "sample", id) is below the planned threshold
                 └► ids        (hash of id, id, ordinal) for the settling of duplicates
 ```
@@ -9,11 +10,12 @@ unit ─► records ─► rejected   records that are no documents, with the re
 One task per work unit. Memory: the ids of a unit and its share of the sample. It does *not* encode and decides no split.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -57,6 +59,18 @@ IDS = pa.schema(
 )
 """`ordinal` counts the accepted documents of a unit, from 0: with the unit, it names a document for the whole run."""
 
+NUL_CHARACTER: Final = "nul_character"
+REPEATED_KEY: Final = "repeated_key"
+EMPTY_FILE: Final = "empty_file"
+_NOTES: Final = {
+    NUL_CHARACTER: "documents have a NUL character in their text, which is kept: some programs end a text there",
+    REPEATED_KEY: "documents come from JSON with a key more than once, of which the last value was taken",
+    EMPTY_FILE: "input files have no record: leave them out if that is right",
+}
+_NAMED_FILES: Final = 3
+
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Scan:
@@ -64,21 +78,16 @@ class Scan:
 
     Args:
         run: the run.
-        widening: how often the sample came out short; each time the threshold is four times as wide.
+        name: `scan`, or `rescan`, which proposes more where the first came out short.
     """
 
     run: Run
-    widening: int = 0
-
-    @property
-    def name(self) -> str:
-        """`scan`, or `scan-1`, … for a repetition with a wider sample."""
-        return f"scan-{self.widening}" if self.widening else "scan"
+    name: Literal["scan", "rescan"] = "scan"
 
     @property
     def num_tasks(self) -> int:
-        """One per work unit."""
-        return Planned(self.run).num_units
+        """One per work unit; none of a second scan where the first is enough."""
+        return Planned(self.run).num_units if self.name == "scan" or sample_is_short(self.run) else 0
 
     @cached_property
     def _counter(self) -> TokenCounter | None:
@@ -87,8 +96,9 @@ class Scan:
     def do(self, task: int) -> None:
         """Scan one unit."""
         planned = Planned(self.run)
-        fraction = sample_fraction(planned, self.widening)
+        fraction = sample_fraction(self.run) if self.name == "scan" else wider_fraction(self.run)
         found = _Found(task, fraction, planned.configuration, self._counter)
+        found.without_records = _paths(self.run, task)
         for batch in planned.read(task):
             found.take(batch)
         with self.run.store.spool() as rejected, self.run.store.spool() as sample, self.run.store.spool() as ids:
@@ -104,10 +114,69 @@ class Scan:
             self.run.finish(self.name, task, pieces, found.facts())
 
 
-def sample_fraction(planned: Planned, widening: int) -> float:
-    """Return the share of documents proposed for the sample: twice what is needed, four times that at each widening."""
-    wanted = 2 * planned.configuration.wanted_sample() / max(planned.estimated_documents, 1)
-    return float(min(1.0, wanted * 4**widening))
+def warn_of_notes(run: Run, scan: str) -> dict[str, int]:
+    """Warn of what a finished scan found odd: it is kept, and says that the input may not be what it should be.
+
+    Args:
+        run: the run.
+        scan: name of the scan stage that counts.
+
+    Returns:
+        How many there are of each kind, without those of which there is none.
+    """
+    notes: Counter[str] = Counter()
+    empty = {file["path"] for file in run.plan["files"]}
+    for unit, receipt in enumerate(run.receipts(scan, len(run.plan["units"]))):
+        notes.update(receipt["notes"])
+        empty -= _paths(run, unit).difference(receipt["without_records"])
+    notes[EMPTY_FILE] = len(empty)
+    named = f" ({', '.join(sorted(empty)[:_NAMED_FILES])}{', …' if len(empty) > _NAMED_FILES else ''})"
+    for note, number in (+notes).items():
+        _log.warning("%d %s%s", number, _NOTES[note], named if note == EMPTY_FILE else "")
+    return dict(+notes)
+
+
+def _paths(run: Run, unit: int) -> set[str]:
+    return {segment["path"] for segment in run.plan["units"][unit]}
+
+
+def sample_fraction(run: Run) -> float:
+    """Return the share of documents proposed for the sample: twice what is needed."""
+    planned = Planned(run)
+    return min(1.0, 2 * planned.configuration.wanted_sample() / max(planned.estimated_documents, 1))
+
+
+def wider_fraction(run: Run) -> float:
+    """Return the share that a second scan proposes: three times what is needed, of as many documents as the first one counted."""
+    accepted = total(run, "scan", Planned(run).num_units, "accepted").records
+    return min(1.0, (3 * wanted_sample(run, "scan") + 100) / max(accepted, 1))
+
+
+def total(run: Run, stage: str, num_tasks: int, key: str) -> Amount:
+    """Return the sum of an amount over a stage's receipts."""
+    return sum((Amount.model_validate(receipt[key]) for receipt in run.receipts(stage, num_tasks)), Amount())
+
+
+def wanted_sample(run: Run, scan: str) -> int:
+    """Return how many documents the sample should have, now that a scan has seen how long they are."""
+    planned = Planned(run)
+    receipts = run.receipts(scan, planned.num_units)
+    weights = sum((Weights(**receipt["proposed"]) for receipt in receipts), Weights())
+    return planned.configuration.wanted_sample(weights.spread)
+
+
+def sample_is_short(run: Run) -> bool:
+    """Return whether the first scan proposed fewer documents than the sample needs, though there are more."""
+    planned = Planned(run)
+    accepted = total(run, "scan", planned.num_units, "accepted")
+    proposed = sum(receipt["pieces"].get("sample", {"rows": 0})["rows"] for receipt in run.receipts("scan", planned.num_units))
+    # Held-out groups and losers are dropped from the proposals, at most a tenth and few.
+    return bool(proposed < min(1.2 * wanted_sample(run, "scan"), accepted.records))
+
+
+def counting_scan(run: Run) -> str:
+    """Return the name of the scan that counts, once the first one is done."""
+    return "rescan" if sample_is_short(run) else "scan"
 
 
 def concatenated(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> pa.Table:
@@ -150,6 +219,8 @@ class _Found:
         self._read = Amount()
         self._accepted = Amount()
         self._quarantined: dict[str, Amount] = {}
+        self._notes: Counter[str] = Counter()
+        self.without_records: set[str] = set()
         self.rejected: list[pa.RecordBatch] = []
         self.sample: list[pa.RecordBatch] = []
         self.ids: list[pa.RecordBatch] = []
@@ -164,6 +235,7 @@ class _Found:
         self._read += Amount(records=batch.num_records, bytes=batch.num_bytes)
         self._accepted += Amount(records=len(ids), bytes=pc.sum(documents["record_bytes"]).as_py() or 0)
         self._reject(batch.rejected)
+        self._note(batch)
         where = [documents[name] for name in ("source_path", "source_row")]
         self.ids.append(pa.record_batch([id_hashes(ids), documents["doc_id"], units, ordinals, *where], schema=IDS))
         hashes = keyed_hashes(self._seed, "sample", ids)
@@ -186,6 +258,12 @@ class _Found:
         if rejected.num_rows:
             self.rejected.append(rejected)
 
+    def _note(self, batch: Batch) -> None:
+        with_nul = pc.sum(pc.match_substring(batch.documents["text"], "\0")).as_py() or 0
+        self._notes.update({NUL_CHARACTER: with_nul, REPEATED_KEY: batch.num_repeated_keys})
+        for rows in (batch.documents, batch.rejected):
+            self.without_records.difference_update(pc.unique(rows["source_path"]).to_pylist())
+
     def facts(self) -> dict[str, Any]:
         """Return what the receipt says of the unit."""
         return {
@@ -194,6 +272,8 @@ class _Found:
             "accepted": self._accepted.model_dump(),
             "proposed": self._weights._asdict(),
             "quarantined": {reason: amount.model_dump() for reason, amount in sorted(self._quarantined.items())},
+            "notes": dict(+self._notes),
+            "without_records": sorted(self.without_records),
         }
 
 
@@ -210,3 +290,8 @@ def amounts_by_reason(rejected: pa.RecordBatch) -> dict[str, Amount]:
 def add_amounts(left: dict[str, Amount], right: dict[str, Amount]) -> dict[str, Amount]:
     """Add two tables of amounts."""
     return {key: left.get(key, Amount()) + right.get(key, Amount()) for key in sorted({*left, *right})}
+
+
+def parse_amounts(values: Mapping[str, Any]) -> dict[str, Amount]:
+    """Read a table of amounts from a receipt."""
+    return {key: Amount.model_validate(value) for key, value in values.items()}

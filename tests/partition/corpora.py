@@ -11,11 +11,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import zstandard
 
+from lmsplit.manifests.executor import Executor
 from lmsplit.manifests.reader import Manifest
+from lmsplit.manifests.store import open_store
 from lmsplit.partition.config import Partition
 from lmsplit.partition.corpus import Corpus, survey
 from lmsplit.partition.reading import read_unit
 from lmsplit.partition.records import Batch, Columns, Limits
+from lmsplit.partition.run import Run
+
+HERE = Executor(workers=0)
+"""In this process."""
 
 ROWS = [{"id": f"i{row}", "text": f"text {row} é " * (row % 7 + 1), "source": "s"} for row in range(300)]
 
@@ -46,7 +52,7 @@ def read(corpus: Corpus, columns: Columns | None = None, limits: Limits | None =
     return [
         batch
         for unit in corpus.units
-        for batch in read_unit(corpus.root, unit, columns or Columns(), corpus.keep_types, limits or Limits())
+        for batch in read_unit(open_store(corpus.root), unit, columns or Columns(), corpus.keep_types, limits or Limits())
     ]
 
 
@@ -83,7 +89,7 @@ def topical(num_documents: int, *, seed: int = 0, first: int = 0, words: int = 1
 
 def configuration(corpus: Path, output: Path, **keys: Any) -> Partition:
     """A configuration as a file would give it: lexical, three domains and one worker unless the keys say otherwise."""
-    values = {"input": {"paths": str(corpus), "group": "group"}, "output": str(output), "domains": 3, "executor": {"workers": 1}}
+    values = {"input": {"paths": str(corpus), "group": "group"}, "output": str(output), "domains": 3, "executor": {"workers": 0}}
     return Partition.model_validate(values | {"encoder": "lexical"} | keys)
 
 
@@ -102,3 +108,8 @@ def rows(output: Path) -> list[dict[str, Any]]:
 def quarantined(output: Path) -> list[dict[str, Any]]:
     """Every record that a manifest set aside, in the order of the input."""
     return [row for path in sorted(output.glob("quarantine/*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+def folder(run: Run, name: str) -> Path:
+    """The path of a file or folder of a run on this disk."""
+    return Path(run.where(name))

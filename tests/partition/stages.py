@@ -5,6 +5,7 @@ import signal
 import sys
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from lmsplit.manifests.errors import InputError
 from lmsplit.partition.run import Run
@@ -52,6 +53,40 @@ class Dying(Counting):
 
 
 @dataclass(frozen=True)
+class DyingOnce(Counting):
+    """Is killed at task 1, the first two times."""
+
+    def do(self, task: int) -> None:
+        tries = Path(self.run.where("tries"))
+        tries.mkdir(parents=True, exist_ok=True)
+        if task == 1 and len(list(tries.iterdir())) < 2:
+            (tries / str(os.getpid())).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        super().do(task)
+
+
+@dataclass(frozen=True)
+class Hungry(Counting):
+    """Has no memory for task 2."""
+
+    def do(self, task: int) -> None:
+        if task == 2:
+            raise MemoryError
+        super().do(task)
+
+
+@dataclass(frozen=True)
+class Surprised(Counting):
+    """Fails at task 0 in a way that nobody thought of, with a secret in a local variable."""
+
+    def do(self, task: int) -> None:
+        secret = "hunter2"  # noqa: F841
+        if task == 0:
+            raise KeyError("nobody")
+        super().do(task)
+
+
+@dataclass(frozen=True)
 class Slow(Counting):
     """Takes its time."""
 
@@ -67,7 +102,7 @@ class Seeing(Counting):
     num_processes: int = 1
 
     def do(self, task: int) -> None:
-        processes = self.run.folder("processes")
+        processes = Path(self.run.where("processes"))
         processes.mkdir(parents=True, exist_ok=True)
         (processes / str(os.getpid())).touch()
         deadline = time.monotonic() + 60

@@ -108,6 +108,26 @@ def test_survey_takes_default_columns_that_no_file_has_or_that_are_null(tmp_path
 
 
 @pytest.mark.parametrize("order", [[0, 1], [1, 0]])
+def test_survey_takes_a_declared_column_that_only_some_files_have(tmp_path: Path, order: list[int]) -> None:
+    tables = [pa.table({"text": ["x"], "n": [1]}), pa.table({"text": ["y"]})]
+    columns = Columns(keep=(("n", "int64"),))
+    corpus = survey_tables(tmp_path, [tables[number] for number in order], columns)
+    assert sorted(documents(read(corpus, columns)).select(["text", "n"]).to_pylist(), key=lambda row: row["text"]) == [
+        {"text": "x", "n": 1},
+        {"text": "y", "n": None},
+    ]
+
+
+def test_survey_refuses_a_declared_column_that_no_file_has_or_one_has_in_another_type(tmp_path: Path) -> None:
+    columns = Columns(keep=(("n", "int64"),))
+    tables = [pa.table({"text": ["x"], "n": ["1"]}), pa.table({"text": ["y"]})]
+    with pytest.raises(InputError, match=r"kept column 'n' is string in 0\.parquet, expected int64 as declared"):
+        survey_tables(tmp_path, tables, columns)
+    with pytest.raises(InputError, match=r"column 'n' is not in 0\.parquet, 1\.parquet, which has text: expected once"):
+        survey_tables(tmp_path, [tables[1], tables[1]], columns)
+
+
+@pytest.mark.parametrize("order", [[0, 1], [1, 0]])
 def test_survey_leaves_a_file_without_rows_out_of_the_comparison(tmp_path: Path, order: list[int]) -> None:
     tables = [pa.table({"text": ["x"], "id": ["i"], "n": [1]}), pa.table({"text": pa.nulls(0), "n": pa.nulls(0, pa.float32())})]
     columns = Columns(keep=(("n", None),))

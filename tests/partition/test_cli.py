@@ -44,7 +44,7 @@ def config(tmp_path: Path) -> Path:
 
 
 def write_config(directory: Path, **keys: object) -> Path:
-    values = {"input": str(directory / "in"), "output": str(directory / "out"), "domains": 3, "executor": {"workers": 1}}
+    values = {"input": str(directory / "in"), "output": str(directory / "out"), "domains": 3, "executor": {"workers": 0}}
     path = directory / "partition.yaml"
     path.write_text(yaml.safe_dump(values | keys))
     return path
@@ -114,7 +114,9 @@ def test_failed_check_exits_1(lmsplit: Lmsplit, config: Path) -> None:
         (("partition", "CONFIG", "--set", "encoder=cascade"), "comes with a later release"),
         (("partition", "CONFIG", "--set", "encoder={model: nowhere}"), "encoder 'nowhere' is no directory, and no hub id"),
         (("partition", "CONFIG", "--set", "domains=1000"), "set domains to"),
-        (("partition", "CONFIG", "--set", "output=s3://bucket/x"), "s3:// comes with a later release"),
+        (("partition", "CONFIG", "--set", "output=ftp://host/x"), "ftp:// is not supported; expected a local path, or file://"),
+        (("partition", "CONFIG", "--set", "output=hf://datasets/a/b"), "hf:// is for input only: write to a local directory"),
+        (("partition", "CONFIG", "--set", "output=s3://key:word@bucket/x"), "s3://…/x: a URL must not hold credentials"),
         (("partition", "CONFIG", "--refit", "--suggest"), "--suggest reports and --refit publishes: give one of them"),
         (("partition", "CONFIG", "--dry"), "No such option: --dry"),
         (("partition",), "Missing argument 'CONFIG.yaml'"),

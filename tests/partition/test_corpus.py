@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -53,14 +54,19 @@ def test_survey_takes_a_literal_name_before_a_pattern(tmp_path: Path) -> None:
     assert [file.path for file in survey([str(tmp_path / "a[1].jsonl")], Columns()).files] == ["a[1].jsonl"]
 
 
-@pytest.mark.parametrize("scheme", ["s3", "gs", "az", "hf"])
-def test_survey_refuses_object_stores_until_later(scheme: str) -> None:
-    with pytest.raises(ConfigurationError, match=f"{scheme}:// paths come with a later release"):
-        survey([f"{scheme}://bucket/x.jsonl"], Columns())
+def test_survey_says_what_to_install_for_a_store_whose_library_is_absent(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "s3fs", None)
+    with pytest.raises(ConfigurationError, match=r"s3://bucket/x.jsonl: .*: pip install 'lmsplit\[s3\]'"):
+        survey(["s3://bucket/x.jsonl"], Columns())
+
+
+def test_survey_refuses_a_mixture_of_places(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="is partly local and partly on an object store: put it in one place"):
+        survey([str(write(tmp_path / "a.jsonl")), "s3://bucket/x.jsonl"], Columns())
 
 
 def test_survey_refuses_input_it_cannot_resolve(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match="ftp:// paths are not supported"):
+    with pytest.raises(ConfigurationError, match="ftp:// is not supported; expected a local path, or file://, s3://, gs://"):
         survey(["ftp://host/x.jsonl"], Columns())
     with pytest.raises(ConfigurationError, match="names no path"):
         survey([], Columns())

@@ -34,7 +34,7 @@ def sampled(corpus: Path, output: Path, **keys: Any) -> Run:
         plan = make_plan(configuration(corpus, output, **keys))
     run = Run(str(output), plan.run_id)
     run.start(plan.content, plan.here)
-    for stage in (Scan(run), Settle(run, "scan"), Sample(run, "scan")):
+    for stage in (Scan(run), Settle(run), Sample(run)):
         do(stage)
     return run
 
@@ -123,7 +123,7 @@ def test_machine_that_computes_another_probe_encodes_nothing(
     monkeypatch.setattr("lmsplit.partition.encode.pinned_encoder", lambda run: (description, arrays))
     with pytest.raises(ConfigurationError, match=r"this machine computes other vectors than those pinned .* Go on where the run"):
         Encode(run).do(0)
-    assert run.done("encode") == set()
+    assert run.done("encode") == {}
 
 
 def test_chunks_share_one_loaded_encoder(tiny_model: Path, corpus: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from lmsplit.manifests.commit import read_commit
-from lmsplit.manifests.store import Store
+from lmsplit.manifests.store import LocalStore
 from lmsplit.partition.config import Partition
 from lmsplit.partition.fit import heldout_fraction
 from lmsplit.partition.pipeline import partition
@@ -45,4 +45,4 @@ def test_nothing_is_held_out_when_so_configured(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.jsonl", topical(60))
     commit = partition(configuration(tmp_path / "in", tmp_path / "out", heldout_fraction=0))
     assert commit.body.splits == {"train": 60, "heldout": 0, "excluded": 0}
-    assert (commit.body.heldout_fraction, read_commit(Store(tmp_path / "out"))[1].body.heldout_fraction) == (0, 0)
+    assert (commit.body.heldout_fraction, read_commit(LocalStore(tmp_path / "out"))[1].body.heldout_fraction) == (0, 0)

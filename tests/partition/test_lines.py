@@ -136,6 +136,11 @@ def test_line_is_kept_when_only_an_unused_field_is_odd(line: bytes) -> None:
     assert judge(line).documents["text"].to_pylist() == ["x"]
 
 
+def test_truncated_line_of_many_quotes_is_judged_in_linear_time() -> None:
+    line = b'{"text": "' + b'<a href=\\"x\\">' * 300_000  # in quadratic time, hours
+    assert judge(line).rejected["reason"].to_pylist() == [records.MALFORMED_JSON]
+
+
 def test_line_gives_kept_columns_in_their_types() -> None:
     line = (
         b'{"text": "x", "name": "n", "small": -128, "unsigned": 18446744073709551615, "score": 2, '
@@ -165,6 +170,33 @@ def test_reader_starts_an_empty_batch_after_take() -> None:
     reader.take()
     batch = reader.take()
     assert (batch.num_records, batch.documents.num_rows, batch.rejected.schema) == (0, 0, QUARANTINE)
+
+
+@pytest.mark.parametrize(
+    ("line", "count"),
+    [
+        (b'{"text": "x", "text": "y"}', 1),
+        (b'{"text": "x", "\\u0074ext" \t: "y", "text":"z"}', 1),  # a document counts once
+        (b'{"text": "x", "unused": [{"a": 1, "b": {"a": 2, "a": 3}}]}', 1),
+        (b'{"text": "x", "unused": "\\ud800", "unused": 1}', 1),  # parsed slowly
+        (b'{"text": "x", "unused": [{"a": 1}, {"a": 1}]}', 0),
+        (b'{"text": "\\"a\\": \\"a\\": ", "unused": "a:", "b": ":", "c": "\\\\"}', 0),
+        (b'{"text": "", "text": ""}', 0),  # a rejected record has a reason already
+    ],
+)
+def test_document_whose_line_repeats_a_key_is_counted(line: bytes, count: int) -> None:
+    assert judge(line, b'{"text": "other: \\"quoted\\": "}').num_repeated_keys == count
+
+
+@given(
+    st.lists(st.tuples(st.text('a:" \\', max_size=3), st.text('a:" \\', max_size=5)), max_size=4),
+    st.sampled_from(["", " ", "\t"]),
+)
+def test_repeated_keys_are_those_that_json_sees_twice(pairs: list[tuple[str, str]], space: str) -> None:
+    members = [("text", "x"), *pairs]
+    line = "{" + ",".join(f"{json.dumps(key)}{space}:{space}{json.dumps(value)}" for key, value in members) + "}"
+    repeated = len({key for key, _ in members}) < len(members)
+    assert judge(line.encode()).num_repeated_keys == repeated
 
 
 @pytest.mark.parametrize("size", [1, 2, 7, 4000, 10_000])

@@ -17,7 +17,7 @@ from lmsplit.manifests.cli import main
 from lmsplit.manifests.commit import read_commit
 from lmsplit.manifests.errors import ConflictError, LmsplitError
 from lmsplit.manifests.reader import Manifest
-from lmsplit.manifests.store import Store
+from lmsplit.manifests.store import LocalStore
 from lmsplit.manifests.verify import verify_manifest
 from lmsplit.partition import units
 from lmsplit.partition.pipeline import partition, publish_again
@@ -26,7 +26,7 @@ from lmsplit.partition.run import Run
 from lmsplit.partition.sample import select_sample
 from tests.partition import outside
 from tests.partition.conftest import KEEP
-from tests.partition.corpora import configuration, rows, topical, tree, write
+from tests.partition.corpora import configuration, folder, rows, topical, tree, write
 
 
 def stamps(root: Path) -> dict[str, tuple[int, int]]:
@@ -35,7 +35,7 @@ def stamps(root: Path) -> dict[str, tuple[int, int]]:
 
 
 def the_run(output: Path) -> Run:
-    return Run(str(output), read_commit(Store(output))[1].body.run_id)
+    return Run(str(output), read_commit(LocalStore(output))[1].body.run_id)
 
 
 def test_manifest_passes_an_outside_check(mixed_manifest: Path, mixed_corpus: Path) -> None:
@@ -100,7 +100,7 @@ def test_heldout_groups_are_whole_and_took_no_part_in_the_fit(mixed_manifest: Pa
     train = {row["doc_id"]: row["group"] for row in rows(mixed_manifest) if row["split"] == "train"}
     assert heldout
     assert not set(heldout.values()) & set(train.values())
-    sample = set(select_sample(the_run(mixed_manifest), "scan")["doc_id"])
+    sample = set(select_sample(the_run(mixed_manifest))["doc_id"])
     assert sample
     assert not sample & set(heldout)
     assert sample <= set(train)
@@ -134,11 +134,11 @@ def test_same_command_goes_on_from_the_receipts(tmp_path: Path) -> None:
     whole = tree(tmp_path / "manifest")
     (tmp_path / "manifest" / "commits" / "00000.json").unlink()
     run = the_run_without_commit(tmp_path / "manifest")
-    for path in run.folder("gather").glob("*.json"):
+    for path in folder(run, "gather").glob("*.json"):
         path.unlink()
-    before = stamps(run.folder("place")) | stamps(run.folder("fit")) | stamps(run.folder("scan"))
+    before = stamps(folder(run, "place")) | stamps(folder(run, "fit")) | stamps(folder(run, "scan"))
     assert partition(asked).body_sha256 == first.body_sha256
-    assert stamps(run.folder("place")) | stamps(run.folder("fit")) | stamps(run.folder("scan")) == before
+    assert stamps(folder(run, "place")) | stamps(folder(run, "fit")) | stamps(folder(run, "scan")) == before
     assert tree(tmp_path / "manifest") == whole
 
 
@@ -161,20 +161,22 @@ def test_output_without_room_is_named_in_the_error(tmp_path: Path, monkeypatch: 
     def no_room(*_: object) -> None:
         raise OSError(number, "some library's own words")
 
-    monkeypatch.setattr(Store, "put_bytes", no_room)
+    monkeypatch.setattr(LocalStore, "put_bytes", no_room)
     message = f"{tmp_path}/manifest: {os.strerror(number)}. Nothing is lost: make room there and run the same command again"
     with pytest.raises(LmsplitError, match=re.escape(message)):
         partition(configuration(tmp_path / "in", tmp_path / "manifest"))
 
 
-def test_other_error_of_the_file_system_is_raised_as_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_other_error_of_the_file_system_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "in" / "a.jsonl", topical(10))
 
     def refused(*_: object) -> None:
         raise PermissionError(errno.EACCES, "Permission denied", "/some/where")
 
-    monkeypatch.setattr(Store, "put_bytes", refused)
-    with pytest.raises(PermissionError, match="/some/where"):
+    monkeypatch.setattr(LocalStore, "put_bytes", refused)
+    with pytest.raises(
+        LmsplitError, match=r"Permission denied: '/some/where'\. Nothing is lost: mend that and run the same command"
+    ):
         partition(configuration(tmp_path / "in", tmp_path / "manifest"))
 
 

@@ -10,7 +10,7 @@ from lmsplit.manifests.commit import versions
 from lmsplit.manifests.errors import LmsplitError
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.show import summary
-from lmsplit.manifests.store import Store
+from lmsplit.manifests.store import LocalStore
 from lmsplit.manifests.verify import verify_manifest
 from lmsplit.partition.config import Partition
 from lmsplit.partition.pipeline import partition
@@ -69,7 +69,7 @@ def test_gate_that_fails_publishes_nothing_and_a_warning_then_publishes_what_is_
     with pytest.raises(LmsplitError, match=f"(?s){message}") as caught:
         partition(wanted)
     assert caught.value.exit_code == 1
-    assert not versions(Store(tmp_path / "out"))
+    assert not versions(LocalStore(tmp_path / "out"))
     placed = sorted((tmp_path / "out" / "_work").rglob("place/*.json"))
     before = [path.stat().st_mtime_ns for path in placed]
     commit = partition(Partition.model_validate(wanted.model_dump(mode="json") | {"gate": "warn"}))
@@ -97,7 +97,7 @@ def test_suggestion_publishes_nothing_and_stands_in_no_ones_way(
     assert [row["k"] for row in found["candidates"]] == [2]  # of about 360 documents, a third must have 50 a domain
     assert (found["recommended"], found["candidates"][0]["recommended"]) == (2, True)
     assert Path(found["picture"]).read_text(encoding="utf-8").lstrip().startswith("<?xml")
-    assert not versions(Store(output))
+    assert not versions(LocalStore(output))
     assert {row["stage"]: row["tasks_done"] for row in lmsplit("status", str(output))["stages"]}["suggest"] == 1
     commit = lmsplit("partition", str(file), "--set", "domains=3")
     assert lmsplit("status", str(output))["run_id"] == commit["run_id"]

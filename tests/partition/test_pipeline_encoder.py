@@ -22,7 +22,7 @@ from lmsplit.partition.run import Run
 from lmsplit.partition.sample import Sample
 from lmsplit.partition.scan import Scan
 from tests.models import MAX_TOKENS, change, copied
-from tests.partition.corpora import configuration, rows, topical, tree, write
+from tests.partition.corpora import HERE, configuration, rows, topical, tree, write
 
 SAMPLE = 150
 
@@ -116,8 +116,8 @@ def test_resume_on_a_machine_that_computes_otherwise_is_refused(corpus: Path, ti
     plan = make_plan(asked)
     run = Run(str(tmp_path / "out"), plan.run_id)
     run.start(plan.content, plan.here)
-    for stage in (Scan(run), Settle(run, "scan"), Sample(run, "scan")):
-        run_stage(stage, 1)
+    for stage in (Scan(run), Settle(run), Sample(run)):
+        run_stage(stage, HERE)
     receipt = next((tmp_path / "out").glob("_work/*/sample/00000.json"))
     pinned = json.loads(receipt.read_text())
     pinned["probe"][0][0] += 1e-3

@@ -12,7 +12,7 @@ import pytest
 
 from lmsplit.manifests.commit import read_commit
 from lmsplit.manifests.errors import ConfigurationError, InputError
-from lmsplit.manifests.store import Store
+from lmsplit.manifests.store import LocalStore
 from lmsplit.manifests.verify import verify_manifest
 from lmsplit.partition.hashing import chosen, keyed_hashes
 from lmsplit.partition.pipeline import partition
@@ -38,7 +38,7 @@ def nothing_published(output: Path) -> bool:
 
 
 def counts_of(output: Path) -> Any:
-    return read_commit(Store(output))[1].body.counts
+    return read_commit(LocalStore(output))[1].body.counts
 
 
 def test_bad_records_are_quarantined_with_path_row_offset_reason_and_digest(tmp_path: Path) -> None:
@@ -188,11 +188,10 @@ def test_input_that_changed_between_scan_and_place_is_refused(tmp_path: Path, mo
     path = write(tmp_path / "in" / "a.jsonl", GOOD)
     asked = configuration(tmp_path / "in", tmp_path / "out")
 
-    def change(*_: Any) -> bool:
+    def change(*_: Any) -> None:
         path.write_bytes(path.read_bytes() + b'{"text": "late"}\n')
-        return False
 
-    monkeypatch.setattr("lmsplit.partition.pipeline.sample_is_short", change)
+    monkeypatch.setattr("lmsplit.partition.ids.check_bad_fraction", change)
     with pytest.raises(InputError, match=r"a.jsonl changed after it was planned"):
         partition(asked)
     assert nothing_published(tmp_path / "out")

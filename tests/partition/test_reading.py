@@ -7,6 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lmsplit.manifests.errors import InputError
+from lmsplit.manifests.store import LocalStore
 from lmsplit.partition import decompression
 from lmsplit.partition.corpus import survey
 from lmsplit.partition.reading import read_unit
@@ -110,5 +111,5 @@ def test_moved_corpus_reads_the_same_under_its_new_root(tmp_path: Path) -> None:
     write(tmp_path / "old" / "a.jsonl")
     corpus = survey([str(tmp_path / "old")], Columns())
     (tmp_path / "old").rename(tmp_path / "new")
-    (batch,) = read_unit(str(tmp_path / "new"), corpus.units[0], Columns(), corpus.keep_types, Limits())
+    (batch,) = read_unit(LocalStore(tmp_path / "new"), corpus.units[0], Columns(), corpus.keep_types, Limits())
     assert batch.num_records == 300

@@ -10,6 +10,7 @@ import pytest
 
 from lmsplit.manifests.errors import InputError, LmsplitError
 from lmsplit.partition.run import Run, describe, run_id
+from tests.partition.corpora import folder
 
 PLAN = {"files": ["a"], "seed": 0}
 
@@ -32,29 +33,29 @@ def test_receipt_says_what_the_task_left(run: Run) -> None:
     finish(run, 3, 7)
     receipt = run.receipt("stage", 3)
     piece = receipt["pieces"]["numbers"]
-    data = run.piece(receipt, "numbers").read_bytes()
+    data = run.local(receipt, "numbers").read_bytes()
     assert (receipt["documents"], piece["rows"], piece["bytes"]) == (7, 1, len(data))
     assert piece["sha256"] == hashlib.sha256(data).hexdigest()
     assert run.table(receipt, "numbers").to_pylist() == [{"value": 7}]
-    assert run.done("stage") == {3}
+    assert run.done("stage").keys() == {3}
 
 
 def test_first_receipt_wins_and_the_other_piece_is_ignored(run: Run) -> None:
     finish(run, 0, 1)
-    first = run.folder("stage/00000.json").read_bytes()
+    first = folder(run, "stage/00000.json").read_bytes()
     finish(run, 0, 2)
-    assert run.folder("stage/00000.json").read_bytes() == first
+    assert folder(run, "stage/00000.json").read_bytes() == first
     assert run.table(run.receipt("stage", 0), "numbers").to_pylist() == [{"value": 1}]
 
 
 def test_piece_without_a_receipt_is_not_done(run: Run) -> None:
     finish(run, 0, 1)
-    run.folder("stage/00000.json").unlink()
-    assert run.done("stage") == set()
+    folder(run, "stage/00000.json").unlink()
+    assert run.done("stage") == {}
     with pytest.raises(LmsplitError, match="task 0 of stage stage is not done: run the same partition command again"):
         run.receipt("stage", 0)
     finish(run, 0, 1)
-    assert len(list(run.folder("stage").iterdir())) == 2
+    assert len(list(folder(run, "stage").iterdir())) == 2
 
 
 def test_receipts_come_in_the_order_of_the_tasks(run: Run) -> None:
@@ -62,7 +63,7 @@ def test_receipts_come_in_the_order_of_the_tasks(run: Run) -> None:
         finish(run, task, task)
     assert [receipt["documents"] for receipt in run.receipts("stage", 3)] == [0, 1, 2]
     assert len(run.done("stage")) == 3
-    assert run.done("other stage") == set()
+    assert run.done("other stage") == {}
 
 
 def test_damaged_piece_is_noticed_when_it_is_read(run: Run) -> None:
@@ -70,7 +71,7 @@ def test_damaged_piece_is_noticed_when_it_is_read(run: Run) -> None:
         pq.write_table(pa.table({"value": list(range(1000))}), path, compression="none", write_page_checksum=True)
         run.finish("stage", 0, {"numbers": path}, {})
     receipt = run.receipt("stage", 0)
-    piece = run.piece(receipt, "numbers")
+    piece = run.local(receipt, "numbers")
     data = bytearray(piece.read_bytes())
     data[200] ^= 1
     piece.write_bytes(data)

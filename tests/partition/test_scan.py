@@ -7,15 +7,17 @@ import pyarrow as pa
 import pytest
 
 from lmsplit.manifests.commit import Amount, read_commit
+from lmsplit.manifests.errors import LmsplitError
 from lmsplit.manifests.schema import QUARANTINE
-from lmsplit.manifests.store import Store
+from lmsplit.manifests.store import LocalStore
+from lmsplit.partition.engine import run_stage
 from lmsplit.partition.hashing import keyed_hashes
 from lmsplit.partition.pipeline import partition
-from lmsplit.partition.planning import Planned, make_plan
+from lmsplit.partition.planning import make_plan
 from lmsplit.partition.run import Run
-from lmsplit.partition.scan import Scan, add_amounts, amounts_by_reason, heldout_hashes, sample_fraction
+from lmsplit.partition.scan import Scan, add_amounts, amounts_by_reason, heldout_hashes, sample_fraction, wider_fraction
 from tests.partition import outside
-from tests.partition.corpora import configuration, topical, write
+from tests.partition.corpora import HERE, configuration, folder, topical, write
 
 
 def started(corpus: Path, output: Path, **keys: object) -> Run:
@@ -29,7 +31,7 @@ def test_sample_is_the_documents_whose_keyed_hash_is_below_the_threshold(tmp_pat
     documents = topical(200)
     write(tmp_path / "in" / "a.jsonl", documents)
     run = started(tmp_path / "in", tmp_path / "out", sample_size=30, seed=5)
-    fraction = sample_fraction(Planned(run), 0)
+    fraction = sample_fraction(run)
     assert fraction == pytest.approx(2 * 30 / 200)
     Scan(run).do(0)
     sample = run.table(run.receipt("scan", 0), "sample").to_pylist()
@@ -40,21 +42,36 @@ def test_sample_is_the_documents_whose_keyed_hash_is_below_the_threshold(tmp_pat
     assert all(documents[row["ordinal"]]["text"] == row["text"] for row in sample)
 
 
-@pytest.mark.parametrize(("widening", "fraction"), [(0, 0.02), (1, 0.08), (2, 0.32), (3, 1.0), (9, 1.0)])
-def test_threshold_is_four_times_as_wide_at_each_widening(tmp_path: Path, widening: int, fraction: float) -> None:
+def test_threshold_is_twice_what_is_needed(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.jsonl", topical(1000, words=1))
-    planned = Planned(started(tmp_path / "in", tmp_path / "out", sample_size=10))
-    assert sample_fraction(planned, widening) == pytest.approx(fraction)
+    assert sample_fraction(started(tmp_path / "in", tmp_path / "out", sample_size=10)) == pytest.approx(0.02)
+    assert sample_fraction(started(tmp_path / "in", tmp_path / "all", sample_size=900)) == 1.0
 
 
-def test_short_sample_is_scanned_again_and_the_last_scan_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_second_threshold_follows_from_what_the_first_scan_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(tmp_path / "in" / "a.jsonl", topical(1000, words=1))
+    run = started(tmp_path / "in", tmp_path / "out", sample_size=10)
+    run_stage(Scan(run), HERE)
+    assert wider_fraction(run) == pytest.approx((3 * 10 + 100) / 1000)
+
+
+def test_short_sample_is_scanned_again_and_the_second_scan_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path / "in" / "a.jsonl", topical(200))
-    monkeypatch.setattr("lmsplit.partition.scan.sample_fraction", lambda planned, widening: 0.05 if widening == 0 else 1.0)
+    monkeypatch.setattr("lmsplit.partition.scan.sample_fraction", lambda run: 0.05)
     partition(configuration(tmp_path / "in", tmp_path / "out", sample_size=100))
-    run = Run(str(tmp_path / "out"), read_commit(Store(tmp_path / "out"))[1].body.run_id)
-    assert [path.name for path in sorted(run.folder(".").glob("scan*"))] == ["scan", "scan-1"]
+    run = Run(str(tmp_path / "out"), read_commit(LocalStore(tmp_path / "out"))[1].body.run_id)
+    assert [path.name for path in sorted(folder(run, ".").glob("*scan"))] == ["rescan", "scan"]
     assert run.receipt("fit", 0)["documents"] == 100
     outside.check(tmp_path / "out", tmp_path / "in")
+
+
+def test_second_scan_has_no_task_where_the_first_is_enough(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "a.jsonl", topical(200))
+    run = started(tmp_path / "in", tmp_path / "out", sample_size=100)
+    with pytest.raises(LmsplitError, match="task 0 of stage scan is not done"):
+        _ = Scan(run, "rescan").num_tasks
+    run_stage(Scan(run), HERE)
+    assert Scan(run, "rescan").num_tasks == 0
 
 
 def test_heldout_goes_by_group_and_by_text_where_there_is_none() -> None:

@@ -7,17 +7,17 @@ from pathlib import Path
 import pytest
 
 from lmsplit.manifests.commit import read_commit
-from lmsplit.manifests.store import Store
+from lmsplit.manifests.store import LocalStore
 from lmsplit.partition.planning import make_plan
 from lmsplit.partition.run import Run
 from lmsplit.partition.status import stage_rows
-from tests.partition.corpora import configuration
+from tests.partition.corpora import configuration, folder
 
 STAGES = ["scan", "settle", "sample", "encode", "fit", "heldout", "bands", "place", "gather", "ids"]
 
 
 def run_of(output: Path) -> Run:
-    return Run(str(output), read_commit(Store(output))[1].body.run_id)
+    return Run(str(output), read_commit(LocalStore(output))[1].body.run_id)
 
 
 def test_published_run_has_every_stage_done(mixed_manifest: Path) -> None:
@@ -51,10 +51,10 @@ def test_rate_and_time_left_come_from_the_times_of_the_receipts(
     shutil.copytree(mixed_manifest, tmp_path / "out")
     run = run_of(tmp_path / "out")
     run.plan["units"] = run.plan["units"][:1] * 5
-    shutil.rmtree(run.folder("place"))
+    shutil.rmtree(folder(run, "place"))
     for task, second in finished_at.items():
-        run.finish("place", task, {}, {"documents": 10, "groups": []})
-        os.utime(run.folder(f"place/{task:05d}.json"), (second, second))
+        run.finish("place", task, {}, {"documents": 10, "quarantined": {}})
+        os.utime(folder(run, f"place/{task:05d}.json"), (second, second))
     row = next(row for row in stage_rows(run) if row["stage"] == "place")
     assert (row["tasks_done"], row["documents"]) == (len(finished_at), 10 * len(finished_at))
     assert (row["documents_per_s"], row["remaining_s"]) == (rate, remaining)
@@ -63,7 +63,7 @@ def test_rate_and_time_left_come_from_the_times_of_the_receipts(
 def test_half_done_run_says_what_is_left(mixed_manifest: Path, tmp_path: Path) -> None:
     shutil.copytree(mixed_manifest, tmp_path / "out")
     run = run_of(tmp_path / "out")
-    place = sorted(run.folder("place").glob("?????.json"))
+    place = sorted(folder(run, "place").glob("?????.json"))
     for receipt in place[1:]:
         receipt.unlink()
     rows = {row["stage"]: row for row in stage_rows(run)}

@@ -12,6 +12,7 @@ from rich.console import Console
 from sklearn.metrics import adjusted_rand_score
 
 from lmsplit.manifests.errors import InputError
+from lmsplit.manifests.executor import Executor
 from lmsplit.manifests.placement import Floats, PlacementRule, normalised
 from lmsplit.partition import suggest
 from lmsplit.partition.cluster import kmeans
@@ -22,7 +23,7 @@ from lmsplit.partition.run import Run
 from lmsplit.partition.sample import Sample
 from lmsplit.partition.scan import Scan
 from lmsplit.partition.suggest import Assessment, Suggest, as_rows, as_table, assess, candidates, parts, recommend, suggestion
-from tests.partition.corpora import configuration, topical, write
+from tests.partition.corpora import HERE, configuration, topical, write
 
 
 def mixture(num_clusters: int, num_points: int, *, noise: float = 0.5, seed: int = 0) -> Floats:
@@ -195,7 +196,7 @@ def sampled(tmp_path: Path, documents: int, texts: int | None = None) -> Run:
     plan = make_plan(configuration(tmp_path / "in", tmp_path / "out", heldout_fraction=0))
     run = Run(str(tmp_path / "out"), plan.run_id)
     run.start(plan.content, plan.here)
-    for stage in (Scan(run), Settle(run, "scan"), Sample(run, "scan")):
+    for stage in (Scan(run), Settle(run), Sample(run)):
         for task in range(stage.num_tasks):
             stage.do(task)
     return run
@@ -204,7 +205,7 @@ def sampled(tmp_path: Path, documents: int, texts: int | None = None) -> Run:
 def test_stage_finds_the_three_topics_of_a_corpus(tmp_path: Path) -> None:
     run = sampled(tmp_path, 900)
     assert Suggest(run).num_tasks == 4
-    run_stage(Suggest(run), workers=2)
+    run_stage(Suggest(run), Executor(workers=2))
     assessments, recommendation = suggestion(run)
     assert [assessment.k for assessment in assessments] == [2, 3, 4, 6]
     assert recommendation.k == 3
@@ -216,7 +217,7 @@ def test_stage_finds_the_three_topics_of_a_corpus(tmp_path: Path) -> None:
 
 def test_number_above_the_different_texts_is_left_out(tmp_path: Path) -> None:
     run = sampled(tmp_path, 900, texts=3)
-    run_stage(Suggest(run), workers=1)
+    run_stage(Suggest(run), HERE)
     assert [assessment.k for assessment in suggestion(run)[0]] == [2, 3]
 
 
