@@ -1,8 +1,7 @@
 """Where a manifest's files lie: written once, read from anywhere. The only way this project writes into a manifest.
 
-A `Store` is a directory or a prefix of an object store whose files are put under a name that must not exist yet. A file is
-spooled locally, closed, and only then published under its final name, whole; of two writers one wins and the other is told.
-`LocalStore` is a directory; `object_store.ObjectStore` is `s3://`, `gs://`, `az://`, and `hf://` for reading.
+A file is put under a name that must not exist yet: spooled locally, closed, and only then published, whole; of two writers one
+wins and the other is told. `LocalStore` is a directory; `object_store.ObjectStore` is `s3://`, `gs://`, `az://`, `hf://`.
 
 This does *not* decide what a file means: see `commit` for the order in which files are published. A local put costs one extra
 `fsync` of the file and one of its directory.
@@ -257,8 +256,9 @@ class LocalStore:
 
     def check(self) -> None:
         """Check that no file stands in the directory's place; a file system without hard links refuses the first put."""
-        if self.root.exists() and not self.root.is_dir():
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.root))
+        for path in (self.root, *self.root.parents):
+            if path.exists() and not path.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path))
 
     def entries(self, folder: str) -> dict[str, FileFacts]:
         """Return the files directly inside `folder`, sorted by name; none where it does not exist."""

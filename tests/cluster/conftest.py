@@ -56,7 +56,7 @@ class Expected:
     """A corpus, and what a run without a cluster makes of it.
 
     Attributes:
-        corpus: seven units of documents; some ids stand twice, some lines are broken.
+        corpus: four units of documents; some ids stand twice, some lines are broken.
         manifest: the manifest, on this disk.
         commit: digest of its commit's body.
     """
@@ -70,11 +70,11 @@ class Expected:
 def expected(tmp_path_factory: pytest.TempPathFactory) -> Expected:
     """The corpus and its manifest, made in one process. Read them; copy them before you change them."""
     directory = tmp_path_factory.mktemp("expected")
-    documents = topical(7 * 150, words=900)
-    for number in range(7):
-        name = f"{number}.{'parquet' if number == 6 else 'jsonl.zst' if number == 5 else 'jsonl'}"
+    documents = topical(4 * 150, words=900)
+    for number, suffix in enumerate(("jsonl", "jsonl", "jsonl.zst", "parquet")):
+        name = f"{number}.{suffix}"
         write(directory / "in" / name, documents[150 * number : 150 * number + 150])
-    with (directory / "in" / "2.jsonl").open("ab") as stream:
+    with (directory / "in" / "1.jsonl").open("ab") as stream:
         stream.write(as_lines(documents[:DUPLICATES]) + b"{broken\n" * BAD)
     done = partition(directory, directory / "in", directory / "manifest", LOCAL | {"workers": 0})
     assert done.code == 0, done.err

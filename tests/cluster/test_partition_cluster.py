@@ -27,7 +27,7 @@ def test_corpus_has_what_a_run_may_trip_over(expected: Expected) -> None:
     assert body.counts.duplicates["duplicate_id"].records == DUPLICATES
     assert body.counts.quarantined["malformed_json"].records == BAD
     plan = json.loads((expected.manifest / body.plan).read_text())
-    assert len(plan["units"]) == 7
+    assert len(plan["units"]) == 4
     assert body.splits["heldout"] > 0
 
 
