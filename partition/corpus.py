@@ -24,6 +24,7 @@ from lmsplit.partition.units import Cutter, Piece, Segment, WorkUnit, choose_uni
 
 REMOTE_FILES_AT_ONCE: Final = 16
 """Each waits for the network most of the time (assumption)."""
+_FILES_SUBMITTED: Final = 1024  # what waits to be digested takes 2 KB a file
 _COMPRESSION: Final = 4  # typical of text under gzip and zstd; only weighs units
 
 
@@ -105,7 +106,11 @@ def survey(
 
     num_threads = num_threads or (len(os.sched_getaffinity(0)) if root.is_local else REMOTE_FILES_AT_ONCE)
     with ThreadPoolExecutor(num_threads) as executor:
-        scanned = list(executor.map(scan, names))
+        scanned = [
+            result
+            for first in range(0, len(names), _FILES_SUBMITTED)
+            for result in executor.map(scan, names[first : first + _FILES_SUBMITTED])
+        ]
     pieces = [piece for *_, pieces_of_file in scanned for piece in pieces_of_file]
     return Corpus(
         root=root.location,

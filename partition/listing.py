@@ -5,7 +5,8 @@ It opens no file. Cost: a listing; on a local disk one look at every file, so th
 
 import glob
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 
 from lmsplit.manifests.errors import ConfigurationError, InputError
@@ -43,7 +44,8 @@ def _check_outside(root: Store, names: Sequence[str], output: str | None) -> Non
     if isinstance(root, LocalStore):
         there = open_store(output)
         assert isinstance(there, LocalStore), "both are local"
-        inside = [name for name in names if root.path(name).resolve().is_relative_to(there.root.resolve())]
+        real_output, real_folder = there.root.resolve(), cache(Path.resolve)
+        inside = [name for name in names if _real(root.path(name), real_folder).is_relative_to(real_output)]
     else:
         inside = [name for name in names if root.where(name).startswith(f"{output.rstrip('/')}/")]
     if inside:
@@ -79,18 +81,24 @@ def _is_shown(name: str) -> bool:
 def _find_local(paths: Sequence[str]) -> tuple[Store, list[str]]:
     found = sorted({name for path in paths for name in _found(path)})
     root = os.path.commonpath([Path(name).parent for name in found])
-    names: dict[Path, str] = {}
+    real_root, real_folder = Path(root).resolve(), cache(Path.resolve)
+    names: dict[str, str] = {}
     for relative in sorted(Path(name).relative_to(root).as_posix() for name in found):
         _check_format(relative)
-        real = Path(root, relative).resolve()
-        if not real.is_relative_to(Path(root).resolve()):
+        real = _real(Path(root, relative), real_folder)
+        if not real.is_relative_to(real_root):
             raise InputError(f"input file {relative!r} is a link that leads out of the input root: copy the file there")
         if not real.is_file():
             raise InputError(f"input file {relative!r} is not a regular file (or a broken link): leave it out")
         if relative != relative.encode(errors="replace").decode():
             raise InputError(f"input file {relative!r} has a name that is not UTF-8: rename it")
-        names.setdefault(real, relative)
+        names.setdefault(str(real), relative)
     return LocalStore(Path(root)), list(names.values())
+
+
+def _real(path: Path, real_folder: Callable[[Path], Path]) -> Path:
+    """Return where a file is, links followed; a folder's links are looked up once, not for each of its files."""
+    return path.resolve() if path.is_symlink() else real_folder(path.parent) / path.name
 
 
 def _check_format(name: str) -> None:

@@ -1,4 +1,4 @@
-"""What a Slurm job does: one rank's share of one stage. `python -m lmsplit.partition.rank OUTPUT RUN STAGE`.
+"""What a Slurm job does: one rank's share of one stage. `python -m lmsplit.partition.rank OUTPUT RUN STAGE RANKS`.
 
 All it needs is read from the run's folder; which rank it is, Slurm says. It exits with the code of its error, which the watching
 command raises as its own.
@@ -17,7 +17,7 @@ from lmsplit.partition.slurm import PUBLISH, RankJobs
 
 def main(arguments: Sequence[str]) -> int:
     """Do a rank's share; return the exit code."""
-    output, run_id, name = arguments
+    output, run_id, name, ranks = arguments
     run = Run(output, run_id)
     try:
         if name == PUBLISH:
@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
             return 0
         executor = Planned(run).configuration.executor
         step = EachTask(find_stage(run, name), executor.num_threads(name))
-        RankJobs(run, name, executor, [step]).run()
+        RankJobs(run, name, executor, int(ranks), [step]).run()
     except LmsplitError as error:
         sys.stderr.write(f"lmsplit: {error}\n")
         return error.exit_code

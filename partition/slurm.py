@@ -2,12 +2,13 @@
 
 ```
 scan ──afterok──► rescan ──afterok──► settle ──…──► ids ──afterok──► publish       (publish: only when nobody waits for the run)
-  └─ ranks 0 … workers-1, each `python -m lmsplit.partition.rank OUTPUT RUN STAGE`: every workers-th task of the stage
+  └─ ranks 0 … R-1, each `python -m lmsplit.partition.rank OUTPUT RUN STAGE R`: every R-th task of the stage
 ```
 
-How many tasks a stage has is not known when its jobs are submitted; each rank finds out from the receipts before it. A failed
-task fails its job, which takes those after it out of the queue. The command that submitted them watches the receipts, and may be
-ended: the same command watches the same jobs again, and `lmsplit status` reads the receipts from anywhere.
+A stage has as many ranks as workers, and no more than tasks where their number is known when the jobs are submitted; elsewhere
+each rank finds out from the receipts before it. A failed task fails its job, which takes those after it out of the queue. The
+command that submitted them watches the receipts, and may be ended: the same command watches the same jobs again, and `lmsplit
+status` reads the receipts from anywhere.
 
 The jobs are datatrove's but for how they start: its pickled executor could hold credentials, ours is a command. Jobs inherit the
 environment of the command that submits them, as Slurm has it; nothing of it is written by us.
@@ -53,14 +54,15 @@ class RankJobs(SlurmPipelineExecutor):
         run: the run.
         stage: the stage's name.
         executor: what every stage gets, and this one instead.
+        ranks: how many share the stage's tasks.
         pipeline: what a rank does; of no use where the array is submitted.
     """
 
-    def __init__(self, run: Run, stage: str, executor: Executor, pipeline: Sequence[PipelineStep] = ()) -> None:
+    def __init__(self, run: Run, stage: str, executor: Executor, ranks: int, pipeline: Sequence[PipelineStep] = ()) -> None:
         given = executor.resources(stage)
         super().__init__(
             list(pipeline),
-            tasks=given.workers if stage != PUBLISH else 1,
+            tasks=ranks,
             time=given.time,
             partition=str(given.partition),
             cpus_per_task=given.cpus_per_task,
@@ -76,7 +78,7 @@ class RankJobs(SlurmPipelineExecutor):
             slurm_logs_folder=str(log_folder(run, stage, executor)),
             with_srun=False,
         )
-        self._command = [sys.executable, "-m", "lmsplit.partition.rank", run.output, run.run_id, stage]
+        self._command = [sys.executable, "-m", "lmsplit.partition.rank", run.output, run.run_id, stage, str(ranks)]
         self._environment = given.env
 
     def get_sbatch_args(self, max_array: int = 1) -> dict[str, str]:
@@ -169,16 +171,23 @@ class SlurmRun:
             return jobs
         jobs = {}
         after: list[str] = []
-        names = [stage.name for stage in stages if not _is_done(stage)] + ([PUBLISH] if publish else [])
+        ranks = {stage.name: self._ranks(stage) for stage in stages if not _is_done(stage)} | ({PUBLISH: 1} if publish else {})
         try:
-            for name in names:
-                after = RankJobs(self._run, name, self._executor).launch(after)
+            for name, number in ranks.items():
+                after = RankJobs(self._run, name, self._executor, number).launch(after)
                 jobs[name] = after
         except ConfigurationError:
             _cancel(jobs)
             raise
         self._run.note(_JOBS, canonical(jobs) + b"\n")
         return jobs
+
+    def _ranks(self, stage: Stage) -> int:
+        workers = self._executor.resources(stage.name).workers
+        try:
+            return max(1, min(workers, stage.num_tasks))
+        except LmsplitError:  # it follows from receipts that are not there yet
+            return workers
 
     def jobs(self) -> dict[str, list[str]]:
         """Return the ids of the jobs that were last submitted, by stage."""

@@ -1,5 +1,8 @@
 """What reading a unit back gives, and what it refuses."""
 
+import random
+import subprocess
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -8,10 +11,11 @@ import pytest
 
 from lmsplit.manifests.errors import InputError
 from lmsplit.manifests.store import LocalStore
-from lmsplit.partition import decompression
+from lmsplit.partition import decompression, reading
 from lmsplit.partition.corpus import survey
 from lmsplit.partition.reading import read_unit
-from lmsplit.partition.records import Columns, Limits
+from lmsplit.partition.records import BATCH_BYTES, Columns, Limits
+from lmsplit.partition.tables import TableRecords
 from tests.partition.corpora import ROWS, documents, packed, read, read_path, write
 
 
@@ -113,3 +117,81 @@ def test_moved_corpus_reads_the_same_under_its_new_root(tmp_path: Path) -> None:
     (tmp_path / "old").rename(tmp_path / "new")
     (batch,) = read_unit(LocalStore(tmp_path / "new"), corpus.units[0], Columns(), corpus.keep_types, Limits())
     assert batch.num_records == 300
+
+
+READ_IN_LITTLE_MEMORY = """
+import sys
+from tests.partition.corpora import read_path
+from pathlib import Path
+
+def peak():
+    facts = dict(line.split(":", 1) for line in open("/proc/self/status"))
+    return int(facts["VmHWM"].split()[0]) * 1024
+
+before = peak()
+from lmsplit.partition.corpus import survey
+from lmsplit.partition.reading import read_unit
+from lmsplit.partition.records import Columns, Limits
+from lmsplit.manifests.store import open_store
+corpus = survey([sys.argv[1]], Columns())
+num_bytes = 0
+try:
+    for unit in corpus.units:
+        for batch in read_unit(open_store(corpus.root), unit, Columns(), (), Limits()):
+            num_bytes += batch.num_bytes
+finally:
+    print(num_bytes, peak() - before)
+"""
+
+
+def written_small(path: Path, how: str, text: str, num_rows: int) -> None:
+    """Write a Parquet file of a text over and over, by one of the encodings that make it small."""
+    texts = pa.array([f"{text}{row}" if how == "prefix" else text for row in range(num_rows)])
+    table = pa.table({"text": texts.dictionary_encode() if how == "dictionary type" else texts})
+    encoding = {"use_dictionary": False, "column_encoding": {"text": "DELTA_BYTE_ARRAY"}} if how == "prefix" else {}
+    pq.write_table(table, path, compression="zstd", **encoding)
+
+
+@pytest.mark.parametrize("how", ["dictionary", "dictionary type", "prefix"])
+def test_parquet_that_decodes_to_far_more_than_it_says_is_read_in_little_memory(tmp_path: Path, how: str) -> None:
+    text = random.Random(0).randbytes(450_000).hex()  # 450 kB compressed
+    written_small(tmp_path / "a.parquet", how, text, 440)
+    assert (tmp_path / "a.parquet").stat().st_size < 10**6
+    command = [sys.executable, "-c", READ_IN_LITTLE_MEMORY, str(tmp_path / "a.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    num_bytes, grown = map(int, done.stdout.split())
+    assert 396 * 10**6 <= num_bytes < 397 * 10**6
+    assert grown < 400 * 10**6  # decoded at once: 800 or more
+    batches = read_path(tmp_path / "a.parquet")
+    assert max(batch.num_bytes for batch in batches) < 8 * BATCH_BYTES
+    assert documents(batches)["source_row"].to_pylist() == list(range(440))
+
+
+@pytest.mark.parametrize("how", ["dictionary", "dictionary type", "prefix"])
+def test_parquet_bomb_is_refused_before_it_takes_memory(tmp_path: Path, how: str) -> None:
+    written_small(tmp_path / "a.parquet", how, "a" * 900_000, 1000)
+    assert (tmp_path / "a.parquet").stat().st_size < 2000
+    with pytest.raises(InputError, match=r"^a.parquet: \d+ bytes of a row group expand to \d{8,9} and more, .* taken for a bomb"):
+        read_path(tmp_path / "a.parquet")
+    command = [sys.executable, "-c", READ_IN_LITTLE_MEMORY, str(tmp_path / "a.parquet")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert int(done.stdout.split()[1]) < 400 * 10**6  # decoded at once: 1,800 and more
+
+
+def test_parquet_rows_stay_in_order_when_steps_and_batches_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = write(tmp_path / "a.parquet", row_group_size=130)
+    expected = documents(read_path(path))
+    monkeypatch.setattr(reading, "_STEP_ROWS", 7)
+    monkeypatch.setattr(reading, "BATCH_DOCUMENTS", 30)
+    batches = read_path(path)
+    assert [batch.num_records for batch in batches] == 2 * [30, 30, 30, 30, 10] + [30, 10]
+    assert documents(batches).equals(expected)
+
+
+def test_memory_error_is_not_taken_for_a_damaged_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def judge(*arguments: object) -> None:
+        raise pa.lib.ArrowMemoryError("malloc of size 64 failed")
+
+    monkeypatch.setattr(TableRecords, "judge", judge)
+    with pytest.raises(MemoryError, match="malloc of size 64 failed"):
+        read_path(write(tmp_path / "a.parquet"))
