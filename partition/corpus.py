@@ -37,6 +37,10 @@ class InputFile:
     sha256: str
 
 
+Scanned = tuple[InputFile, str, list[Piece]]
+"""A file, what tells it when it is written again, and the pieces that it can be cut into."""
+
+
 @dataclass(frozen=True)
 class Corpus:
     """The input as surveyed.
@@ -96,7 +100,7 @@ def survey(
             with lock:
                 progress(num_bytes)
 
-    def scan(name: str) -> tuple[InputFile, str, list[Piece]]:
+    def scan(name: str) -> Scanned:
         """Digest one file and cut it."""
         version = root.version(name)
         file, pieces = _scan(root, name, footers.get(name), unit_bytes, advance)
@@ -105,12 +109,7 @@ def survey(
         return file, version, pieces
 
     num_threads = num_threads or (len(os.sched_getaffinity(0)) if root.is_local else REMOTE_FILES_AT_ONCE)
-    with ThreadPoolExecutor(num_threads) as executor:
-        scanned = [
-            result
-            for first in range(0, len(names), _FILES_SUBMITTED)
-            for result in executor.map(scan, names[first : first + _FILES_SUBMITTED])
-        ]
+    scanned = list(_in_threads(scan, names, num_threads))
     pieces = [piece for *_, pieces_of_file in scanned for piece in pieces_of_file]
     return Corpus(
         root=root.location,
@@ -120,6 +119,13 @@ def survey(
         estimated_documents=sum(piece.num_documents for piece in pieces),
         keep_types=keep_types,
     )
+
+
+def _in_threads(scan: Callable[[str], Scanned], names: Sequence[str], num_threads: int) -> Iterator[Scanned]:
+    """Yield what `scan` says of every file, in their order."""
+    with ThreadPoolExecutor(num_threads) as executor:
+        for first in range(0, len(names), _FILES_SUBMITTED):
+            yield from executor.map(scan, names[first : first + _FILES_SUBMITTED])
 
 
 def _uncompressed_bytes(root: Store, name: str, footers: dict[str, Footer]) -> int:
