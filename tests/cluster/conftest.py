@@ -5,10 +5,11 @@ import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from tests.cluster.runs import BAD, DUPLICATES, LOCAL, partition
+from tests.cluster.runs import BAD, DUPLICATES, LOCAL, RAY, SLURM, partition
 from tests.partition.corpora import as_lines, topical, write
 
 SCRIPT = Path(__file__).parents[1] / "slurm_cluster"
@@ -79,3 +80,13 @@ def expected(tmp_path_factory: pytest.TempPathFactory) -> Expected:
     done = partition(directory, directory / "in", directory / "manifest", LOCAL | {"workers": 0})
     assert done.code == 0, done.err
     return Expected(directory / "in", directory / "manifest", done.json["commit"])
+
+
+@pytest.fixture(params=[LOCAL, RAY, SLURM], ids=lambda executor: executor["kind"])
+def executor(request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Each executor in turn, with its cluster up."""
+    if request.param is SLURM:
+        request.getfixturevalue("slurm")
+    if request.param is RAY:
+        pytest.importorskip("ray")
+    return dict(request.param)

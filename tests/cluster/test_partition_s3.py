@@ -15,7 +15,7 @@ import s3fs
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.object_store import ObjectStore
 from tests.cluster.conftest import Expected
-from tests.cluster.runs import LMSPLIT, LOCAL, RAY, SLURM, Done, configured, lmsplit, partition
+from tests.cluster.runs import LMSPLIT, LOCAL, Done, configured, lmsplit, partition
 from tests.object_store import ObjectStore as Server
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -51,7 +51,6 @@ def on_disk(manifest: Path) -> dict[str, bytes]:
     return {name: (manifest / name).read_bytes() for name in names if not name.startswith(("_work/", "commits/"))}
 
 
-@pytest.mark.parametrize("executor", [LOCAL, RAY, SLURM], ids=lambda executor: executor["kind"])
 def test_manifest_on_s3_is_the_one_on_disk(
     s3: Server,
     expected: Expected,
@@ -59,18 +58,13 @@ def test_manifest_on_s3_is_the_one_on_disk(
     remote: str,
     files: s3fs.S3FileSystem,
     tmp_path: Path,
-    request: pytest.FixtureRequest,
 ) -> None:
-    if executor is SLURM:
-        request.getfixturevalue("slurm")
-    if executor is RAY:
-        pytest.importorskip("ray")
     done = partition(tmp_path, f"{remote}/in/*", f"{remote}/manifest", executor | {"workers": 2})
     assert done.code == 0, done.err
     assert done.json["commit"] == expected.commit
     assert published(files, f"{remote}/manifest") == on_disk(expected.manifest)
     hold_no_credential(s3, files, remote, tmp_path, done)
-    if executor is SLURM:
+    if executor["kind"] == "slurm":
         assert list(tmp_path.glob("lmsplit-logs/*/scan/*.out"))  # Slurm writes to disks only
     assert lmsplit("verify", f"{remote}/manifest", "--deep", "--json").json["ok"] is True
     assert all(row["tasks_done"] == row["tasks"] for row in lmsplit("status", f"{remote}/manifest", "--json").json["stages"])
@@ -127,19 +121,13 @@ def hold_no_credential(s3: Server, files: s3fs.S3FileSystem, bucket: str, direct
         assert s3.key.encode() not in data, name
 
 
-@pytest.mark.parametrize("executor", [LOCAL, RAY, SLURM], ids=lambda executor: executor["kind"])
 def test_failing_run_writes_no_credential_anywhere(
     s3: Server,
     executor: dict[str, str],
     remote: str,
     files: s3fs.S3FileSystem,
     tmp_path: Path,
-    request: pytest.FixtureRequest,
 ) -> None:
-    if executor is SLURM:
-        request.getfixturevalue("slurm")
-    if executor is RAY:
-        pytest.importorskip("ray")
     failing = partition(tmp_path, f"{remote}/in", f"{remote}/manifest", executor | {"workers": 2}, max_bad_fraction=0)
     assert failing.code == 3, failing.err
     shown = lmsplit("status", f"{remote}/manifest")
