@@ -242,7 +242,7 @@ def _reached(store: Store) -> Iterator[None]:
     """Say what to do where a store refuses, or cannot be reached: each kind of store has errors of its own."""
     try:
         yield
-    except Exception as error:
+    except OSError as error:
         said = f"{store.location} cannot be read ({error}): check its name and your access"
         credentials = "" if store.is_local else ", and the credentials in your environment or profile"
         raise ManifestError(said + credentials) from error

@@ -20,9 +20,10 @@ from lmsplit.manifests.store import Store, absolute, local_path, open_store
 from lmsplit.partition.config import Partition
 from lmsplit.partition.picture import draw
 from lmsplit.partition.pipeline import partition as run_partition
-from lmsplit.partition.pipeline import publish_again, submit
+from lmsplit.partition.pipeline import submit
 from lmsplit.partition.pipeline import suggest as run_suggest
 from lmsplit.partition.planning import Plan, Planned, make_plan
+from lmsplit.partition.publish import publish as publish_run
 from lmsplit.partition.refit import refit_plan
 from lmsplit.partition.run import PLAN, Run
 from lmsplit.partition.slurm import slurm_state
@@ -87,7 +88,7 @@ def _suggest(configuration: Partition, as_json: bool) -> None:
 
 def publish(run: RunArgument, as_json: JsonOption = False) -> None:
     """Publish a run whose stages are all done."""
-    commit = publish_again(find_run(run))
+    commit = publish_run(find_run(run))
     facts = {"run_id": commit.body.run_id, "commit": commit.body_sha256}
     if as_json:
         print_json(facts)

@@ -15,8 +15,8 @@ from lmsplit.partition.units import Segment
 
 CHUNK_BYTES: Final = 2**20
 _ZSTD_INPUT_BYTES: Final = 2048  # a frame may expand 32,000-fold: at most 64 MiB for one such piece
-_BOMB_RATIO: Final = 1000
-_BOMB_FREE_BYTES: Final = 64 * 2**20
+BOMB_RATIO: Final = 1000
+BOMB_FREE_BYTES: Final = 64 * 2**20
 _DAMAGED: Final = (EOFError, OSError, zlib.error, zstandard.ZstdError)
 
 
@@ -39,10 +39,10 @@ def chunks(raw: BinaryIO, segment: Segment) -> Iterator[bytes]:
     try:
         for chunk in _gunzipped(raw) if segment.format == "jsonl.gz" else _unzstd(raw):
             num_bytes += len(chunk)
-            if num_bytes > max(_BOMB_FREE_BYTES, _BOMB_RATIO * raw.tell()):
+            if num_bytes > max(BOMB_FREE_BYTES, BOMB_RATIO * raw.tell()):
                 raise InputError(
                     f"{segment.path}: its first {raw.tell()} bytes expand to {num_bytes}, expected at most "
-                    f"{_BOMB_RATIO} times as many: taken for a bomb; decompress it yourself if it is sound"
+                    f"{BOMB_RATIO} times as many: taken for a bomb; decompress it yourself if it is sound"
                 )
             yield chunk
     except _DAMAGED as error:

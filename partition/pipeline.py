@@ -175,7 +175,7 @@ def find_stage(run: Run, name: str) -> Stage:
 def resume(run: Run) -> Commit:
     """Do all that is left of a planned run, and publish it."""
     _do_stages(run)
-    warn_of_notes(run, "scan")
+    warn_of_notes(run)
     return publish(run)
 
 
@@ -207,8 +207,3 @@ def suggest(configuration: Partition, plan: Plan) -> tuple[list[Assessment], Rec
     run = _started(configuration, replace(plan, content=plan.content | SUGGESTS))
     _do_stages(run)
     return suggestion(run)
-
-
-def publish_again(run: Run) -> Commit:
-    """Publish a run whose stages are all done; `lmsplit publish` calls this."""
-    return publish(run)

@@ -9,8 +9,9 @@ from collections.abc import Sequence
 
 from lmsplit.manifests.errors import LmsplitError
 from lmsplit.partition.engine import EachTask
-from lmsplit.partition.pipeline import find_stage, publish_again
+from lmsplit.partition.pipeline import find_stage
 from lmsplit.partition.planning import Planned
+from lmsplit.partition.publish import publish
 from lmsplit.partition.run import Run
 from lmsplit.partition.slurm import PUBLISH, RankJobs
 
@@ -21,7 +22,7 @@ def main(arguments: Sequence[str]) -> int:
     run = Run(output, run_id)
     try:
         if name == PUBLISH:
-            publish_again(run)
+            publish(run)
             return 0
         executor = Planned(run).configuration.executor
         step = EachTask(find_stage(run, name), executor.num_threads(name))

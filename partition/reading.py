@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 
 from lmsplit.manifests.errors import InputError
 from lmsplit.manifests.store import Store
-from lmsplit.partition.decompression import CHUNK_BYTES, chunks
+from lmsplit.partition.decompression import BOMB_FREE_BYTES, BOMB_RATIO, CHUNK_BYTES, chunks
 from lmsplit.partition.lines import LineRecords, LongLine, split_lines
 from lmsplit.partition.records import BATCH_BYTES, BATCH_DOCUMENTS, Batch, Columns, Limits
 from lmsplit.partition.tables import TableRecords
@@ -24,8 +24,6 @@ from lmsplit.partition.units import Segment, WorkUnit
 _STEP_ROWS: Final = 64
 _STEP_BYTES: Final = 64 * 2**20
 """Of Parquet decoded at once, if every row were as large as all of its row group; one row may be more."""
-_BOMB_RATIO: Final = 1000
-_BOMB_FREE_BYTES: Final = 64 * 2**20  # both as for compressed lines, see `decompression`
 
 
 def read_unit(
@@ -118,14 +116,14 @@ def _read_tables(root: Store, segment: Segment, tables: TableRecords) -> Iterato
 def _decoded(steps: Iterable[pa.RecordBatch], path: str, rows: pq.RowGroupMetaData) -> Iterator[tuple[pa.RecordBatch, int]]:
     """Yield rows with every value written out, and their bytes, unless they are a thousand times what the file has of them."""
     stored = sum(rows.column(column).total_compressed_size for column in range(rows.num_columns))
-    at_most, num_bytes = max(_BOMB_FREE_BYTES, _BOMB_RATIO * stored), 0
+    at_most, num_bytes = max(BOMB_FREE_BYTES, BOMB_RATIO * stored), 0
     for step in steps:
         if any(pa.types.is_dictionary(kind) for kind in step.schema.types):
             step = step.cast(_without_dictionaries(step.schema))
         num_bytes += (step_bytes := step.nbytes)
         if num_bytes > at_most:
             raise InputError(
-                f"{path}: {stored} bytes of a row group expand to {num_bytes} and more, expected at most {_BOMB_RATIO} times as "
+                f"{path}: {stored} bytes of a row group expand to {num_bytes} and more, expected at most {BOMB_RATIO} times as "
                 "many: taken for a bomb; write it again in smaller row groups and without a dictionary if it is sound"
             )
         yield step, step_bytes

@@ -114,19 +114,18 @@ class Scan:
             self.run.finish(self.name, task, pieces, found.facts())
 
 
-def warn_of_notes(run: Run, scan: str) -> dict[str, int]:
+def warn_of_notes(run: Run) -> dict[str, int]:
     """Warn of what a finished scan found odd: it is kept, and says that the input may not be what it should be.
 
     Args:
         run: the run.
-        scan: name of the scan stage that counts.
 
     Returns:
         How many there are of each kind, without those of which there is none.
     """
     notes: Counter[str] = Counter()
     empty = {file["path"] for file in run.plan["files"]}
-    for unit, receipt in enumerate(run.receipts(scan, len(run.plan["units"]))):
+    for unit, receipt in enumerate(run.receipts("scan", len(run.plan["units"]))):
         notes.update(receipt["notes"])
         empty -= _paths(run, unit).difference(receipt["without_records"])
     notes[EMPTY_FILE] = len(empty)

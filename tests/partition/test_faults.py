@@ -364,7 +364,7 @@ def test_fault_is_kept_and_counted(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert texts == sorted([*(row["text"] for row in GOOD), *kept.texts])
     assert conserves(commit, len(texts))
     assert quarantined(tmp_path / "work" / "out") == []
-    assert warn_of_notes(Run(str(tmp_path / "work" / "out"), commit.body.run_id), "scan") == kept.notes
+    assert warn_of_notes(Run(str(tmp_path / "work" / "out"), commit.body.run_id)) == kept.notes
     assert {path.name for path in tmp_path.iterdir()} | {path.name for path in corpus.parent.iterdir()} == {"work", "in", "out"}
 
 

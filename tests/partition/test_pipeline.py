@@ -20,8 +20,9 @@ from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.store import LocalStore
 from lmsplit.manifests.verify import verify_manifest
 from lmsplit.partition import units
-from lmsplit.partition.pipeline import partition, publish_again
+from lmsplit.partition.pipeline import partition
 from lmsplit.partition.planning import Planned
+from lmsplit.partition.publish import publish
 from lmsplit.partition.run import Run
 from lmsplit.partition.sample import select_sample
 from tests.partition import outside
@@ -120,7 +121,7 @@ def test_same_command_again_after_publish_does_nothing(mixed_corpus: Path, mixed
     first = partition(asked)
     before = stamps(tmp_path / "manifest")
     assert partition(asked) == first
-    assert publish_again(the_run(tmp_path / "manifest")) == first
+    assert publish(the_run(tmp_path / "manifest")) == first
     after = stamps(tmp_path / "manifest")
     changed = {Path(path).name for path in before if before[path] != after.get(path)}
     assert changed == {"README.md"}  # publish writes the card anew, in the same words

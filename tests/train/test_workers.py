@@ -113,8 +113,8 @@ def test_longest_experts_begin_first_and_finished_ones_not_at_all(path: Path, mo
 def test_reason_is_what_the_process_said_last(
     path: Path, monkeypatch: pytest.MonkeyPatch, said: str, code: int, word: str
 ) -> None:
-    def run(_self: Workers, _options: object, _slot: int, log: Any) -> int:
-        log.write(said)
+    def run(_self: Workers, _options: object, _name: str, _slot: int, log: Path) -> int:
+        log.write_text(said)
         return code
 
     monkeypatch.setattr(Workers, "_run", run)
@@ -162,7 +162,7 @@ def test_interrupt_ends_the_processes(path: Path, monkeypatch: pytest.MonkeyPatc
             return super().wait(timeout)
 
     campaign = campaign_of(path)
-    monkeypatch.setattr(workers.subprocess, "Popen", Interrupted)
+    monkeypatch.setattr(launchers.subprocess, "Popen", Interrupted)
     with pytest.raises(KeyboardInterrupt):
         Workers(campaign).train(["--seed-model"], "seed")
     assert started[0].returncode == -15
