@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks import fuzz
-from benchmarks.fuzz import DAMAGES, FORMATS, NUM_RECORDS, Damage, Failure, check, check_lines, check_rows, damaged, read
+from benchmarks.damage import DAMAGES, FORMATS, NUM_RECORDS, Damage, damaged
+from benchmarks.fuzz import Failure, check, check_lines, check_rows, read
 from lmsplit.partition.records import Batch
 
 fractions = st.floats(0, 1)
