@@ -1,12 +1,14 @@
 """Connects to a Ray cluster, or starts one on this machine; both other sides run their work on it. Ray itself is optional."""
 
 import logging
+import socket
 import threading
-from typing import Any
+from typing import Any, Final
 
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.executor import Executor
 
+_REACHED_S: Final = 10.0
 _connecting = threading.Lock()
 
 
@@ -30,7 +32,15 @@ def connect_ray(executor: Executor) -> Any:
     with _connecting:
         if not ray.is_initialized():
             try:
+                _check_reachable(executor.address)
                 ray.init(**options, runtime_env={"env_vars": executor.env}, log_to_driver=False, logging_level=logging.ERROR)
-            except (ConnectionError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 raise ConfigurationError(f"executor.address {executor.address}: no Ray cluster there ({error})") from error
     return ray
+
+
+def _check_reachable(address: str | None) -> None:
+    """Refuse a host that does not answer: Ray itself tries for more than ten minutes (seen with 2.60)."""
+    host, _, port = (address or "").removeprefix("ray://").rpartition(":")
+    if host and port.isdecimal():
+        socket.create_connection((host, int(port)), _REACHED_S).close()
