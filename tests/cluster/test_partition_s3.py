@@ -45,6 +45,14 @@ def published(files: s3fs.S3FileSystem, location: str) -> dict[str, bytes]:
     return {name: files.cat_file(f"{root}/{name}") for name in names if not name.startswith(("_work/", "commits/"))}
 
 
+def is_there(files: s3fs.S3FileSystem, pattern: str) -> bool:
+    """Whether an object matches; a folder that appears during the search is not there yet."""
+    try:
+        return bool(files.glob(pattern))
+    except FileNotFoundError:
+        return False
+
+
 def on_disk(manifest: Path) -> dict[str, bytes]:
     """The same of a manifest on this disk."""
     names = (path.relative_to(manifest).as_posix() for path in sorted(manifest.rglob("*")) if path.is_file())
@@ -92,7 +100,7 @@ def test_killed_run_ends_with_the_same_bytes_and_leaves_no_upload(
         process = subprocess.Popen(
             [LMSPLIT, "partition", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
         )
-        while process.poll() is None and not files.glob(f"{remote}/manifest/_work/*/{stage}/?????.json"):
+        while process.poll() is None and not is_there(files, f"{remote}/manifest/_work/*/{stage}/?????.json"):
             time.sleep(0.05)
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)
@@ -169,7 +177,7 @@ def test_input_that_changes_on_s3_after_the_plan_is_refused(
 ) -> None:
     config = configured(tmp_path / "c.yaml", f"{remote}/in", f"{remote}/manifest", LOCAL | {"workers": 1})
     process = subprocess.Popen([LMSPLIT, "partition", str(config)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    while process.poll() is None and not files.glob(f"{remote}/manifest/_work/*/plan.json"):
+    while process.poll() is None and not is_there(files, f"{remote}/manifest/_work/*/plan.json"):
         time.sleep(0.02)
     name = f"{remote}/in/1.jsonl"
     files.pipe_file(name, files.cat_file(name)[:-1] + b" ")
