@@ -15,7 +15,6 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from sklearn.cluster import kmeans_plusplus
 from threadpoolctl import threadpool_limits
 
 from lmsplit.manifests.errors import ConfigurationError, InputError
@@ -138,6 +137,8 @@ def subset(points_ND: Floats, size: int, seed: int) -> Floats:
 
 
 def _starts(points_ND: Floats, num_domains: int, state: int) -> Floats:
+    from sklearn.cluster import kmeans_plusplus  # here: scikit-learn's import takes 1 s, and most commands need none of it
+
     drawn_ND = subset(points_ND, max(_SEEDED_POINTS, _SEEDED_PER_CLUSTER * num_domains), state)
     starts_KD: Floats = kmeans_plusplus(drawn_ND, num_domains, random_state=state)[0]
     return starts_KD

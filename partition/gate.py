@@ -19,7 +19,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from sklearn.metrics import adjusted_rand_score
 
 from lmsplit.manifests.findings import Finding
 from lmsplit.manifests.layout import domain_name
@@ -125,6 +124,8 @@ def _stability(
     """Return the adjusted Rand index between the placements of all by rules fitted on two halves; None for too small ones."""
     num_domains = int(np.prod(branching))
     order = np.random.default_rng([seed, len(embeddings_ND)]).permutation(len(embeddings_ND))
+    from sklearn.metrics import adjusted_rand_score  # here: scikit-learn's import takes 1 s
+
     halves = order[: len(order) // 2], order[len(order) // 2 :]
     too_few = min(num_distinct(embeddings_ND[half]) for half in halves) < _MIN_PER_DOMAIN * num_domains
     if num_domains < 2 or too_few:

@@ -29,13 +29,13 @@ Shape legend: N documents, K domains.
 
 import re
 from collections.abc import Iterator, Sequence
+from functools import cache
 from html import unescape
 from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS
 
 from lmsplit.partition.shingles import jaccard, shingle
 
@@ -87,7 +87,16 @@ xmlns svg png jpg jpeg gif pdf htm php aspx unk
 true false null nil void self elif endif args kwargs argc argv foo baz int str bool len const var println printf
 """
 """Pieces of contractions, hollow verbs and adverbs, numbers, old pronouns, what markup leaves, and code that fits any program."""
-STOP_WORDS: Final = (ENGLISH_STOP_WORDS - set(_CONTENT_WORDS.split())) | set(_MORE_STOP_WORDS.split())
+
+
+@cache
+def stop_words() -> frozenset[str]:
+    """Return the words that no label has: scikit-learn's, less the words of content among them, and ours."""
+    from sklearn.feature_extraction.text import ENGLISH_STOP_WORDS  # here: scikit-learn's import takes 1 s
+
+    words: frozenset[str] = (ENGLISH_STOP_WORDS - set(_CONTENT_WORDS.split())) | set(_MORE_STOP_WORDS.split())
+    return words
+
 
 _NOT_PROSE: Final = (
     r"(?is)<(?:script|style)\b.*?</(?:script|style)>",
@@ -263,7 +272,7 @@ def _tokens(texts: list[str]) -> pl.DataFrame:
     spelled = prose.str.replace_all(_ELISION, " ").str.replace_all(_HYPHEN, "$1 $2").str.extract_all(_PIECE)
     tokens = pl.DataFrame({"spelled": spelled}).with_row_index("document").explode("spelled").drop_nulls()
     tokens = tokens.with_columns(shown=pl.col("spelled").str.to_lowercase()).with_columns(key=_singular(pl.col("shown")))
-    stop = pl.col("shown").is_in(STOP_WORDS) | pl.col("key").is_in(STOP_WORDS)
+    stop = pl.col("shown").is_in(stop_words()) | pl.col("key").is_in(stop_words())
     character = pl.col("spelled").str.contains(r"^\p{Han}$")
     return tokens.select("document", "key", "shown", word=pl.col("spelled").str.contains(_WORD) & ~stop, character=character)
 

@@ -12,7 +12,6 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import scipy.sparse as sparse
-from sklearn.utils.extmath import randomized_svd
 from threadpoolctl import threadpool_limits
 
 from lmsplit.manifests.errors import InputError
@@ -44,6 +43,8 @@ def fit(texts: Sequence[str], seed: int) -> tuple[LexicalEncoder, dict[str, npt.
     Raises:
         InputError: no two texts share a word, so there is nothing to cluster by.
     """
+    from sklearn.utils.extmath import randomized_svd  # here: scikit-learn's import takes 1 s
+
     features = LexicalFeatures(NUM_BUCKETS, MAX_CHARACTERS)
     offsets, buckets, counts = _count(features, texts)
     documents_B = np.bincount(buckets, minlength=NUM_BUCKETS)

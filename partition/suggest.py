@@ -26,7 +26,6 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from rich.table import Table
-from sklearn.metrics import adjusted_rand_score
 
 from lmsplit.manifests.errors import InputError
 from lmsplit.manifests.placement import Floats, PlacementRule
@@ -136,6 +135,8 @@ def compare(
         embeddings_ND: unit rows of the sample.
         weight_N: each document's tokens or bytes.
     """
+    from sklearn.metrics import adjusted_rand_score  # here: scikit-learn's import takes 1 s
+
     domains = [rule.place(embeddings_ND).domain for rule in rules]
     new = [np.setdiff1d(np.arange(len(embeddings_ND)), part) for part in rows]
     agreements = []
