@@ -5,8 +5,8 @@ interpreter and imports included. `work s`: the stages that have a task for each
 command reports them, added up; the others (the fit and what gathers) have one task whatever the workers.
 `ratio` columns: 1 worker's over 2 workers'. Medians over the rounds. The published commit must be the same in all.
 
-`ceiling`: what the machine has to give, for two cores may share caches, memory and clock: twice the work s of a run with 1 worker,
-over those of two such runs side by side, on outputs of their own.
+`ceiling`: what the machine has to give, for two cores may share caches, memory and clock: twice the work s of a run with
+1 worker, over those of two such runs side by side, on outputs of their own.
 
 - `lexical`: all documents. `minilm`: `--documents` of them, in twelve files of equal numbers.
 - `slurm`: Debian's, one node; each stage is an array of jobs, which the scheduler looks at every few seconds. `ray`: started by

@@ -17,6 +17,8 @@ from torch.utils.data import BatchSampler
 from torch.utils.data import Dataset as TorchDataset
 from transformers import DataCollatorWithFlattening
 
+from lmsplit.train.off_domain import marked
+
 IGNORED: Final = -100
 """The label that the loss leaves out."""
 
@@ -71,23 +73,26 @@ class MappedRows(TorchDataset[dict[str, Any]]):
     def __init__(self, rows: Dataset) -> None:
         assert rows._indices is None, "in the order of the file"
         self._num_rows = len(rows)
-        known = [name for name in ("input_ids", "seq_lengths", "labels") if name in rows.column_names]
+        known = [name for name in ("input_ids", "seq_lengths", "labels", "reference_losses") if name in rows.column_names]
         columns = {name: rows.data.column(name).chunks for name in known}
-        self._firsts = np.cumsum([0, *map(len, next(iter(columns.values())))])
+        self._firsts = {name: np.cumsum([0, *map(len, chunks)]) for name, chunks in columns.items()}
         self._chunks = {
             name: [(chunk.values.to_numpy(), chunk.offsets.to_numpy()) for chunk in chunks] for name, chunks in columns.items()
         }
+        self._off_domain = marked(rows) if "off_domain" in rows.column_names else None
 
     def __len__(self) -> int:
         return self._num_rows
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        number = int(np.searchsorted(self._firsts, row, side="right")) - 1
-        place = row - self._firsts[number]
-        found = {}
+        found: dict[str, Any] = {}
         for name, chunks in self._chunks.items():
+            number = int(np.searchsorted(self._firsts[name], row, side="right")) - 1
+            place = row - self._firsts[name][number]
             values, offsets = chunks[number]
             found[name] = values[offsets[place] : offsets[place + 1]]
+        if self._off_domain is not None:
+            found["off_domain"] = bool(self._off_domain[row])
         return found
 
 
@@ -98,6 +103,9 @@ class RowCollator:
     has `position_ids`, counted from each piece's begin, and `document_ids`, and no token is predicted from another document.
     There is no attention mask on purpose: no token sees the padding to its right, which has no label, and a mask of padding
     would cost a check on the device in every step.
+
+    With `off_domain`, the rows of other domains are a batch of their own, under that name in the batch of the others; either
+    may have no row. `reference_losses`, as long as the tokens, go with them.
 
     Args:
         padding_id: the token to pad with; any valid one.
@@ -112,11 +120,24 @@ class RowCollator:
         self.padding_id = padding_id
         self._flatten = DataCollatorWithFlattening(return_flash_attn_kwargs=True) if flat else None
 
-    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    def __call__(self, rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
         """Return the batch of these rows."""
+        if not any("off_domain" in row for row in rows):
+            return self._batch(rows)
+        own, others = ([row for row in rows if row["off_domain"] == wanted] for wanted in (False, True))
+        batch: dict[str, Any] = self._batch(own) if own else self._empty()
+        return batch | ({"off_domain": self._batch(others)} if others else {})
+
+    @staticmethod
+    def _empty() -> dict[str, torch.Tensor]:
+        return {"input_ids": torch.zeros(0, 1, dtype=torch.long), "labels": torch.full((0, 1), IGNORED)}
+
+    def _batch(self, rows: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
         if self._flatten is not None:
             pieces = [piece for row in rows for piece in _pieces(row)]
             flat: dict[str, torch.Tensor] = self._flatten(pieces)
+            if _has_references(rows):
+                flat["reference_losses"] = torch.from_numpy(np.concatenate([row["reference_losses"] for row in rows]))[None]
             return flat
         longest = max(len(row["input_ids"]) for row in rows)
         ids = np.full((len(rows), longest), self.padding_id, np.int64)
@@ -129,7 +150,15 @@ class RowCollator:
         if "seq_lengths" in rows[0]:
             batch |= _documents([row["seq_lengths"] for row in rows], longest)
             labels[batch["position_ids"] == 0] = IGNORED
+        if _has_references(rows):
+            batch["reference_losses"] = np.zeros((len(rows), longest), np.float32)
+            for index, row in enumerate(rows):
+                batch["reference_losses"][index, : len(row["reference_losses"])] = row["reference_losses"]
         return {name: torch.from_numpy(values) for name, values in batch.items()}
+
+
+def _has_references(rows: Sequence[dict[str, Any]]) -> bool:
+    return any(len(row.get("reference_losses", ())) for row in rows)
 
 
 def _documents(lengths: Sequence[Sequence[int]], longest: int) -> dict[str, npt.NDArray[np.int64]]:

@@ -4,6 +4,7 @@
 <output>/config.yaml                    the resolved configuration
 <output>/tokenizer/                     trained on the manifest, or a copy of the given one
 <output>/packed/<digest>/               one packed split: see `pack`
+<output>/references/<digest>/           the seed's losses that experts are held to: see `references`
 <output>/seed/  experts/d00000/         models: weights, tokenizer, README.md, run.json, lineage.json, order.parquet
 <output>/merged/                        the average of the experts, where it was asked for
 <output>/logs/                          what each run said, where runs have processes of their own
@@ -145,6 +146,8 @@ class Campaign:
         rate = phase.learning_rate or self.preset.expert_learning_rate
         content: dict[str, Any] = {"domain": domain.domain, "seed_weights": seed_weights_sha256}
         content |= {"replay": phase.replay, "optimizer_state": phase.optimizer_state}
+        if phase.interference is not None:
+            content["interference"] = phase.interference.model_dump()
         tokens = phase.domain_tokens.get(domain.domain, phase.tokens)
         return self._run("expert", domain, phase, tokens, rate, content)
 

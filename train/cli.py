@@ -21,6 +21,7 @@ from lmsplit.manifests.options import ModelOption, TrustOption, print_json
 from lmsplit.manifests.reader import Domain
 from lmsplit.manifests.store import local_path
 from lmsplit.train.config import Training
+from lmsplit.train.cross_loss import from_records, interference, specialization
 from lmsplit.train.record import Loss, RunRecord
 from lmsplit.train.router import Route, Router
 from lmsplit.train.status import run_rows
@@ -155,8 +156,25 @@ def _show(
         )
     console = _console()
     console.print(table)
+    if kind == "expert" and (line := _summary(seed, experts)):
+        console.print(line)
     for name, error in failed.items():
         console.print(f"{name} failed: {error}", markup=False, style="red")
+
+
+def _summary(seed: RunRecord, experts: dict[str, RunRecord]) -> str | None:
+    """Say what the experts are worth on their own domains and cost on each other's; None where there are none to compare."""
+    losses = {domain: _losses(record) for domain, record in experts.items()}
+    of_seed = _losses(seed)
+    if len(losses) < 2 or not all(set(losses) <= set(each) for each in (of_seed, *losses.values())):
+        return None
+    table, _ = from_records(losses, of_seed)
+    return f"specialization {specialization(table):.3f}, interference {interference(table):.3f} nats per token"
+
+
+def _losses(record: RunRecord) -> dict[str, float]:
+    found = {name: each.after.nats_per_token for name, each in record.losses.items()}
+    return {name: loss for name, loss in found.items() if loss is not None}
 
 
 def _tokens(record: RunRecord | None, domain: str) -> str:

@@ -84,17 +84,74 @@ class SeedModel(_Phase):
     """
 
 
+class Dual(_Section):
+    """Lets the weight of the penalty follow what it is to hold: λ ← max(0, λ + rate · (excess − target)) after each batch."""
+
+    target: Annotated[float, Field(ge=0)]
+    """Excess over the seed's loss on the other domains that is put up with, nats per token."""
+    rate: Annotated[float, Field(gt=0)] = 0.1
+    """How fast the weight moves, per nat and batch (assumption: 0.1)."""
+
+
+class Interference(_Section):
+    """Documents of the other domains in an expert's training, and what they are trained on.
+
+    The objective is E_own ℓ + weight · E_others p, both means over tokens; p is the loss above the seed's (`hinge`), the loss
+    itself (`replay`), or the divergence from the seed's predictions (`kl`): see `interference`.
+    """
+
+    kind: Literal["hinge", "replay", "kl"] = "hinge"
+    """What the documents of the other domains are trained on."""
+    weight: Annotated[float, Field(ge=0)] | None = None
+    """λ; null: 1, and for replay the weight that makes all tokens count alike."""
+    fraction: Annotated[float, Field(gt=0, lt=1)] = 0.03
+    """Share of the run's tokens that comes from the other domains."""
+    level: Literal["token", "document"] = "token"
+    """Whether the hinge is put on each token's excess, or on the mean excess of each document's piece."""
+    margin: Annotated[float, Field(ge=0)] = 0.0
+    """Excess that costs nothing, nats; raised to the numerical noise that is measured before the first step."""
+    temperature: Annotated[float, Field(gt=0)] | None = 0.5
+    """T: a domain j is drawn from in proportion to its tokens · exp(−‖c − c_j‖²/T), c being unit centroids; null: to its tokens
+    alone (assumption: 0.5).
+    """
+    dual: Dual | None = None
+    """Let the weight move during the run; null: it stays."""
+
+    @model_validator(mode="after")
+    def _fits_its_kind(self) -> "Interference":
+        if self.kind != "hinge" and (self.level != "token" or self.margin):
+            raise ValueError(f"level and margin are those of the hinge: remove them, or the kind {self.kind}")
+        if self.kind == "replay" and self.dual is not None:
+            raise ValueError("replay has no excess over the seed that a dual weight could follow: remove dual")
+        return self
+
+    @property
+    def start_weight(self) -> float:
+        """λ before the first step."""
+        if self.weight is not None:
+            return self.weight
+        return self.fraction / (1 - self.fraction) if self.kind == "replay" else 1.0
+
+
 class Expert(_Phase):
     """One continued copy of the seed for each domain."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"interference", "mixture"})
+    later: ClassVar[frozenset[str]] = frozenset({"mixture"})
 
     domain_tokens: dict[str, Tokens] = Field(default_factory=dict)
     """Tokens for single domains, instead of `tokens`."""
     replay: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Share of the tokens that comes from the other domains, in their natural ratios."""
+    """Share of the tokens that comes from the other domains, in their natural ratios; they count like the domain's own."""
+    interference: Interference | None = None
+    """What keeps the expert from damage to the other domains; null: nothing but `replay`."""
     optimizer_state: Literal["fresh", "kept"] = "fresh"
     """Whether an expert starts with an empty optimizer, or with the one that the seed ended with."""
+
+    @model_validator(mode="after")
+    def _has_others_once(self) -> "Expert":
+        if self.replay and self.interference is not None:
+            raise ValueError("replay and interference both bring in the other domains: set one of them")
+        return self
 
 
 class Evaluation(_Section):

@@ -9,9 +9,12 @@ Cost: one forward pass over the tokens, in float32; memory is one batch of logit
 windows. This does *not* compare models with each other.
 """
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch.nn import functional
 from transformers import PreTrainedModel
@@ -23,6 +26,27 @@ from lmsplit.train.tokenizer import DocumentEncoder
 
 _LOGITS: Final = 1 << 26
 _BUFFERED_WINDOWS: Final = 1024
+
+# Shape: N documents.
+
+
+class DocumentLosses(NamedTuple):
+    """A model's loss on each of some texts."""
+
+    nats_N: npt.NDArray[np.float64]
+    """Sum of -ln p over the text's tokens."""
+    tokens_N: npt.NDArray[np.int64]
+    """Tokens predicted."""
+    bytes_N: npt.NDArray[np.int64]
+    """UTF-8 bytes."""
+
+
+class Window(NamedTuple):
+    """Tokens that a model sees at once."""
+
+    document: int
+    """Number of the text that it is of."""
+    ids: list[int]
 
 
 def evaluate_domain(
@@ -49,24 +73,37 @@ def evaluate_texts(
         batches: texts, in batches of any size.
         max_length: tokens in a window, at least 2.
     """
-    counts = [0, 0, 0]
+    found = document_losses(model, encoder, batches, max_length)
+    return HeldOutLoss(len(found.nats_N), int(found.tokens_N.sum()), int(found.bytes_N.sum()), math.fsum(found.nats_N.tolist()))
 
-    def windows() -> Iterator[list[int]]:
+
+def document_losses(
+    model: PreTrainedModel, encoder: DocumentEncoder, batches: Iterable[Sequence[str]], max_length: int
+) -> DocumentLosses:
+    """Return a model's loss on each text, for comparisons of two models on the same texts; see `evaluate_texts`."""
+    counts: list[tuple[int, int]] = []
+
+    def windows() -> Iterator[Window]:
         """Yield the token windows of all texts, and count them."""
         for texts in batches:
             for text, ids in zip(texts, encoder.encode(texts), strict=True):
-                counts[0] += 1
-                counts[1] += len(ids)
-                counts[2] += len(text.encode())
-                yield from cut_windows([encoder.begin_id, *ids], max_length)
+                counts.append((len(ids), len(text.encode())))
+                for window in cut_windows([encoder.begin_id, *ids], max_length):
+                    yield Window(len(counts) - 1, window)
 
+    nats: list[float] = []
     was_training = model.training
     model.eval()
     try:
-        nats = sum(_nats(model, batch) for batch in _batches(windows(), model, max_length))
+        for batch in _batches(windows(), model, max_length):
+            nats += [0.0] * (len(counts) - len(nats))
+            for window, loss in zip(batch, _nats(model, [window.ids for window in batch]), strict=True):
+                nats[window.document] += loss
     finally:
         model.train(was_training)
-    return HeldOutLoss(counts[0], counts[1], counts[2], nats)
+    nats += [0.0] * (len(counts) - len(nats))
+    tokens_N, bytes_N = np.array(counts, np.int64).reshape(-1, 2).T
+    return DocumentLosses(np.array(nats), tokens_N, bytes_N)
 
 
 def cut_windows(sequence: Sequence[int], max_length: int) -> Iterator[list[int]]:
@@ -79,10 +116,10 @@ def cut_windows(sequence: Sequence[int], max_length: int) -> Iterator[list[int]]
         yield list(sequence[start : start + max_length])
 
 
-def _batches(windows: Iterator[list[int]], model: PreTrainedModel, max_length: int) -> Iterator[list[list[int]]]:
+def _batches(windows: Iterator[Window], model: PreTrainedModel, max_length: int) -> Iterator[list[Window]]:
     """Group windows of similar length, so that little is padded."""
     size = max(1, _LOGITS // (model.get_input_embeddings().weight.shape[0] * max_length))
-    buffered: list[list[int]] = []
+    buffered: list[Window] = []
     for window in windows:
         buffered.append(window)
         if len(buffered) == _BUFFERED_WINDOWS:
@@ -91,14 +128,15 @@ def _batches(windows: Iterator[list[int]], model: PreTrainedModel, max_length: i
     yield from _by_length(buffered, size)
 
 
-def _by_length(windows: list[list[int]], size: int) -> Iterator[list[list[int]]]:
-    ordered = sorted(windows, key=len)
+def _by_length(windows: list[Window], size: int) -> Iterator[list[Window]]:
+    ordered = sorted(windows, key=lambda window: len(window.ids))
     for start in range(0, len(ordered), size):
         yield ordered[start : start + size]
 
 
 @torch.no_grad()
-def _nats(model: PreTrainedModel, windows: list[list[int]]) -> float:
+def _nats(model: PreTrainedModel, windows: list[list[int]]) -> list[float]:
+    """Return the sum of each window's losses."""
     longest = max(map(len, windows))
     ids = torch.zeros(len(windows), longest, dtype=torch.long)
     targets = torch.full((len(windows), longest), IGNORED, dtype=torch.long)
@@ -110,4 +148,5 @@ def _nats(model: PreTrainedModel, windows: list[list[int]]) -> float:
     losses = functional.cross_entropy(
         logits.flatten(0, 1), targets.to(model.device).flatten(), ignore_index=IGNORED, reduction="none"
     )
-    return float(losses.sum(dtype=torch.float64))
+    sums: list[float] = losses.view(len(windows), -1).sum(dim=1, dtype=torch.float64).tolist()
+    return sums

@@ -13,14 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError, ManifestError
+from lmsplit.manifests.layout import domain_index
 from lmsplit.manifests.reader import Domain
 from lmsplit.train.campaign import Campaign, Run
 from lmsplit.train.heldout import HeldOut
 from lmsplit.train.models import attention_kind, build_model, has_given_weights, load_model
-from lmsplit.train.pack import Packed
-from lmsplit.train.phase import Share, Start, finished_record, run_phase
+from lmsplit.train.off_domain import shares_of_others
+from lmsplit.train.phase import Start, finished_record, run_phase
 from lmsplit.train.processes import is_launched, is_main, main_first, num_processes
 from lmsplit.train.record import Loss, RunRecord, read_record
+from lmsplit.train.shares import Share
 from lmsplit.train.workers import Workers
 
 logger = logging.getLogger(__name__)
@@ -96,7 +98,7 @@ def train_expert(campaign: Campaign, domain: Domain, seed: RunRecord) -> RunReco
         logger.info("%s is done already", run.directory)
         return record if is_main() else None
     with main_first():
-        shares = _domain_and_replay(campaign, run, domain)
+        shares = _own_and_others(campaign, run, domain)
     if _needs_launcher(campaign):
         Workers(campaign).train(["--domain", domain.domain], run.name)
         return read_record(run.directory)
@@ -156,8 +158,8 @@ def _attempt(campaign: Campaign, domain: Domain, seed: RunRecord) -> Outcome:
 def _attempt_elsewhere(campaign: Campaign, domains: Sequence[Domain], seed: RunRecord) -> list[Outcome]:
     """Train several experts at a time; a killed process takes no other one with it."""
     runs = {domain.domain: campaign.expert_run(domain, seed.weights_sha256) for domain in domains}
-    for domain in domains:  # packed before, or several processes would pack what they replay at once
-        _domain_and_replay(campaign, runs[domain.domain], domain)
+    for domain in domains:  # packed before, or several processes would pack the others' documents at once
+        _own_and_others(campaign, runs[domain.domain], domain)
     campaign.write_configuration()
     errors = Workers(campaign).train_each([name for name, run in runs.items() if not run.directory.exists()])
 
@@ -187,13 +189,22 @@ def _mixture(campaign: Campaign, run: Run) -> list[Share]:
     return shares
 
 
-def _domain_and_replay(campaign: Campaign, run: Run, domain: Domain) -> list[Share]:
-    replay = campaign.configuration.expert.replay
-    shares = [Share(campaign.packed(domain, run.where), 1 - replay)]
-    if replay:
-        others: list[Packed] = [campaign.packed(other, run.where) for other in campaign.manifest.domains if other != domain]
-        total = sum(packed.num_tokens for packed in others) or 1
-        shares += [Share(packed, replay * packed.num_tokens / total) for packed in others]
+def _own_and_others(campaign: Campaign, run: Run, domain: Domain) -> list[Share]:
+    phase = campaign.configuration.expert
+    fraction = phase.replay if phase.interference is None else phase.interference.fraction
+    shares = [Share(campaign.packed(domain, run.where), 1 - fraction)]
+    others = [other for other in campaign.manifest.domains if other != domain]
+    if fraction and others:
+        packed = [campaign.packed(other, run.where) for other in others]
+        rule = campaign.manifest.rule()
+        centroids_KD = rule.centroids_MD[rule.leaf_nodes_K]
+        of_others_J = shares_of_others(
+            [each.num_tokens for each in packed],
+            centroids_KD[[domain_index(other.domain) for other in others]],
+            centroids_KD[domain_index(domain.domain)],
+            None if phase.interference is None else phase.interference.temperature,
+        )
+        shares += [Share(each, fraction * share) for each, share in zip(packed, of_others_J.tolist(), strict=True)]
     return shares
 
 

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 from transformers import (
-    AutoModelForCausalLM,
     PreTrainedModel,
     TrainerCallback,
     TrainerControl,
@@ -27,6 +26,7 @@ from lmsplit.train.config import Evaluation as Settings
 from lmsplit.train.directory import write_whole
 from lmsplit.train.evaluate import evaluate_texts
 from lmsplit.train.loss import HeldOutLoss
+from lmsplit.train.models import copy_model
 from lmsplit.train.record import Evaluation, Loss
 from lmsplit.train.tokenizer import DocumentEncoder
 
@@ -118,12 +118,6 @@ class HeldOutCallback(TrainerCallback):
         every = self._heldout.settings.every_steps
         if model is None or every is None or state.global_step % every or state.global_step >= state.max_steps:
             return
-        self.add(state.global_step, self._heldout.measure(_copy(model)))
+        self.add(state.global_step, self._heldout.measure(copy_model(model)))
         kept = [each.model_dump() for each in self.evaluations]
         write_whole(self._path, json.dumps(kept, indent=1) + "\n")
-
-
-def _copy(model: PreTrainedModel) -> PreTrainedModel:
-    copy: PreTrainedModel = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype, attn_implementation="sdpa")
-    copy.load_state_dict(model.state_dict())
-    return copy.to(model.device)

@@ -13,6 +13,8 @@ SEED: Final = "seed"
 EXPERTS: Final = "experts"
 PLACEMENT: Final = "placement"
 MERGED: Final = "merged"
+REFERENCES: Final = "references"
+"""Losses of the seed that experts are compared with while they train."""
 PROGRESS: Final = "progress.json"
 """In a run's unfinished directory: its newest line of progress."""
 

@@ -117,3 +117,10 @@ def _given(name: str, tokenizer: PreTrainedTokenizerBase, attention: str) -> Pre
             "leave out the key tokenizer to use the model's own"
         )
     return model
+
+
+def copy_model(model: PreTrainedModel, attention: str = "sdpa") -> PreTrainedModel:
+    """Return a model with the same weights, on the same device; what a trainer hung onto it is left out."""
+    copy: PreTrainedModel = AutoModelForCausalLM.from_config(model.config, dtype=model.dtype, attn_implementation=attention)
+    copy.load_state_dict(model.state_dict())
+    return copy.to(model.device)

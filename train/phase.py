@@ -18,10 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-import numpy as np
-import numpy.typing as npt
 import torch
-from datasets import Dataset, concatenate_datasets
 from transformers import PreTrainedModel, PrinterCallback, TrainerCallback
 from transformers.trainer_utils import TrainOutput
 
@@ -31,19 +28,19 @@ from lmsplit.train.card import render_card
 from lmsplit.train.directory import write_whole
 from lmsplit.train.energy import Energy, measured_energy
 from lmsplit.train.heldout import HeldOut, HeldOutCallback
-from lmsplit.train.layout import PROGRESS
+from lmsplit.train.layout import PROGRESS, REFERENCES
 from lmsplit.train.lineage import Lineage, PackReference, checkpoint_steps, write_lineage
 from lmsplit.train.loss import HeldOutLoss
 from lmsplit.train.models import count_parameters, load_model
 from lmsplit.train.optimizer import load_optimizer_state, save_optimizer_state
 from lmsplit.train.order import RowOrder, draw_rows
-from lmsplit.train.pack import Packed
 from lmsplit.train.processes import is_main, run_directory, wait_for_all
 from lmsplit.train.progress import ProgressCallback
 from lmsplit.train.record import (
     RECORD,
     DomainTokens,
     Evaluation,
+    InterferenceRecord,
     Loss,
     ManifestReference,
     RunRecord,
@@ -53,19 +50,12 @@ from lmsplit.train.record import (
     weights_sha256,
 )
 from lmsplit.train.sft import phase_config
+from lmsplit.train.shares import Share, joined_rows, tokens_of_steps, with_others_marked
 from lmsplit.train.trainer import DomainTrainer
 
 _CONTENT: Final = "content.json"
 _EVALUATIONS: Final = "evaluations.json"
 _ADVICE: Final = "lower its learning_rate (or set sft.bf16 to false)"
-
-
-class Share(NamedTuple):
-    """A domain's packed documents, and how much of a run's tokens come from them."""
-
-    packed: Packed
-    share: float
-    """At least 0; only the ratios between a run's shares matter."""
 
 
 class Start(NamedTuple):
@@ -87,6 +77,8 @@ class _Trained(NamedTuple):
     output: TrainOutput
     energy: Energy
     train_loss: float
+    references: str | None
+    """Digest of the seed's losses that the run was given; None where it needed none."""
 
 
 def finished_record(run: Run) -> RunRecord | None:
@@ -133,7 +125,7 @@ def run_phase(campaign: Campaign, run: Run, start: Start, shares: Sequence[Share
             _begin(campaign, run, shares, order, rows_per_step, scratch)
         wait_for_all()
         heldout = HeldOut.of(campaign)
-        watch = HeldOutCallback(heldout, _tokens_of_steps(shares, order), scratch / _EVALUATIONS, start.losses)
+        watch = HeldOutCallback(heldout, tokens_of_steps(shares, order), scratch / _EVALUATIONS, start.losses)
         trained = _train(campaign, run, start, shares, order, watch, scratch)
         if not is_main():
             return None
@@ -210,17 +202,23 @@ def _train(
     watch: TrainerCallback,
     scratch: Path,
 ) -> _Trained:
-    rows, positions = _rows(shares, order)
     progress = ProgressCallback(run.name, order.num_tokens, scratch)
     configuration = campaign.configuration
     processes = configuration.executor.processes
     args = phase_config(run.fields, campaign.preset, run.learning_rate, configuration.seed, str(scratch), processes)
+    rows, positions = joined_rows(shares, order)
+    interference = configuration.expert.interference if run.kind == "expert" else None
+    references = None
+    if interference is not None:
+        seed, cache = (start.model, start.seed_weights_sha256), campaign.output / REFERENCES
+        rows, references = with_others_marked(rows, positions, shares, interference, seed, args, cache)
     try:
         trainer = DomainTrainer(
             model=start.model,
             args=args,
             train_dataset=rows,
             row_order=positions,
+            interference=interference,
             processing_class=campaign.encoder.tokenizer,
             callbacks=[watch, progress] if is_main() else [],
         )
@@ -239,24 +237,7 @@ def _train(
     if not math.isfinite(loss):
         _clean(campaign, scratch, everything=True)  # it would go on from there with the same configuration only
         raise LmsplitError(f"{run.name}: the loss is {loss} after {output.global_step} steps: {_ADVICE}")
-    return _Trained(trainer, output, energy, loss)
-
-
-def _rows(shares: Sequence[Share], order: RowOrder) -> tuple[Dataset, npt.NDArray[np.int64]]:
-    """Return the rows of all packs, and the order as positions among them."""
-    packs = [share.packed for share in shares]
-    offsets = np.concatenate([[0], np.cumsum([packed.num_rows for packed in packs])])
-    rows = concatenate_datasets([packed.rows() for packed in packs if packed.num_rows])
-    return rows.with_format("numpy"), offsets[order.pack_S] + order.row_S
-
-
-def _tokens_of_steps(shares: Sequence[Share], order: RowOrder) -> npt.NDArray[np.int64]:
-    """Return the tokens trained on after each step, from 0."""
-    tokens_S = np.zeros(len(order.row_S), np.int64)
-    for number, share in enumerate(shares):
-        drawn = order.pack_S == number
-        tokens_S[drawn] = share.packed.row_lengths()[order.row_S[drawn]]
-    return np.concatenate([[0], tokens_S.reshape(order.num_steps, -1).sum(axis=1).cumsum()])
+    return _Trained(trainer, output, energy, loss, references)
 
 
 def _mean_loss(trainer: DomainTrainer) -> float:
@@ -297,7 +278,11 @@ def _record(
 ) -> RunRecord:
     parameters = count_parameters(start.model)
     trainer, meter, args = trained.trainer, trained.trainer.meter, trained.trainer.args
-    is_seed, flops = run.kind == "seed", 6.0 * parameters.total * order.num_tokens
+    is_seed = run.kind == "seed"
+    flops = 6.0 * parameters.total * order.num_tokens
+    others = _interference_record(trained, order)
+    if others is not None and others.seed_passes:
+        flops += 2.0 * parameters.total * others.num_tokens
     seconds = max(meter.train_s, 1e-9)
     return RunRecord(
         kind=run.kind,
@@ -318,6 +303,7 @@ def _record(
         max_length=campaign.packing.max_length,
         losses=domain_losses(start.losses, losses),
         evaluations=evaluations,
+        interference=others,
         train_loss=trained.train_loss,
         flops=flops,
         wall_time_s=seconds,
@@ -332,6 +318,20 @@ def _record(
         weights_sha256=weights,
         seed_weights_sha256=start.seed_weights_sha256,
         software=software_versions(),
+    )
+
+
+def _interference_record(trained: _Trained, order: RowOrder) -> InterferenceRecord | None:
+    state = trained.trainer.interference_state
+    if state is None or trained.trainer.interference is None:
+        return None
+    return InterferenceRecord(
+        num_tokens=int(order.tokens_P[1:].sum()),
+        seed_passes=trained.trainer.interference.kind != "replay",
+        reference_losses=trained.references,
+        noise=state.noise,
+        margin=state.margin,
+        end_weight=state.weight.item(),
     )
 
 

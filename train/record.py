@@ -97,6 +97,23 @@ class ManifestReference(Strict):
     """SHA-256 of the commit's body."""
 
 
+class InterferenceRecord(Strict):
+    """What an expert's run had from the other domains, where `interference` was asked for."""
+
+    num_tokens: int
+    """Of the run's tokens, those in rows of the other domains."""
+    seed_passes: bool
+    """Whether the seed was run on them too; counted in `flops` as 2·N for each."""
+    reference_losses: str | None
+    """Digest of the seed's cached losses; null where none were needed."""
+    noise: float | None
+    """Largest difference between these and the trainer's before the first step, nats; null where there were none."""
+    margin: float
+    """Nats of excess that cost nothing."""
+    end_weight: float
+    """The weight at the end."""
+
+
 class RunRecord(Strict):
     """One training run."""
 
@@ -131,10 +148,12 @@ class RunRecord(Strict):
     """By domain, before and after."""
     evaluations: list[Evaluation]
     """Every time that the held-out loss was measured, in order."""
+    interference: InterferenceRecord | None = None
+    """Null where no interference was asked for."""
     train_loss: float | None
     """Mean over the steps, nats per token; null where there were none."""
     flops: float
-    """6·N·tokens of this run (arXiv 2001.08361, section 2.1)."""
+    """6·N·tokens of this run (arXiv 2001.08361, section 2.1), and what the seed was run on beside it."""
     wall_time_s: float
     """Of the training loop, all attempts together; loading, packing and evaluation are not in it."""
     tokens_per_s: float

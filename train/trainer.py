@@ -13,6 +13,7 @@ What differs from TRL 1.16, and nothing else:
 - rows that are packed already are taken as they are, neither copied nor cut;
 - the order of rows is a permutation seeded by (seed, epoch), or the one that is given as `row_order`, and resuming starts in the
   middle of it without reading what came before;
+- `interference` says what rows with the column `off_domain` are trained on (see `interference`);
 - `num_processes` says how many processes a run must have: another number is refused, where launchers have been seen to start
   one process silently;
 - `gradient_checkpointing` is off and `report_to` is "none" by default;
@@ -44,9 +45,12 @@ from trl import SFTConfig, SFTTrainer
 from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
 
 from lmsplit.train.attention import check_attention, confine, is_flat
-from lmsplit.train.batches import MappedRows, RowBatches, RowCollator
+from lmsplit.train.batches import IGNORED, MappedRows, RowBatches, RowCollator
+from lmsplit.train.config import Interference
+from lmsplit.train.interference import InterferenceState
 from lmsplit.train.lean_loss import add_lean_loss
 from lmsplit.train.meter import Meter, peak_flops
+from lmsplit.train.off_domain_loss import OffDomainLoss
 from lmsplit.train.processes import leave_at_exit
 
 _COMPARED_ROWS = 200
@@ -102,18 +106,30 @@ class DomainTrainer(SFTTrainer):
     Args:
         row_order: rows of `train_dataset` in the order to train on, as often as they occur; the whole of it is one epoch. None:
             each epoch is a permutation.
+        interference: what the rows whose column `off_domain` is true are trained on; the hinge needs the column
+            `reference_losses` (see `references`). The model as it is given is the seed.
         arguments: TRL's own, by position or name.
     """
 
-    def __init__(self, *arguments: Any, row_order: npt.NDArray[np.int64] | None = None, **named: Any) -> None:
+    def __init__(
+        self,
+        *arguments: Any,
+        row_order: npt.NDArray[np.int64] | None = None,
+        interference: Interference | None = None,
+        **named: Any,
+    ) -> None:
         super().__init__(*arguments, **named)
         self._row_order = row_order
+        self.interference = interference
         if self._collates_rows():
             check_attention(self.model)
             if not isinstance(self.data_collator, RowCollator):
                 self.data_collator: Any = RowCollator(int(self._tokenizer.pad_token_id), flat=is_flat(self.model))
         self._own_loss = self.args.loss_type == "nll" and not self.aux_loss_enabled and self.label_smoother is None
         self._own_loss = self._own_loss and self.compute_loss_func is None
+        if interference is not None and not self._own_loss:
+            raise ValueError("interference goes with the plain loss: without loss_type, label smoothing and losses of one's own")
+        self._others = None if interference is None else OffDomainLoss(interference, self, row_order)
         self._lean = self._allows_lean_loss() and add_lean_loss(self.model)
         self.add_callback(Meter(data=self._data()))
         self.peak = peak_flops(self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32)
@@ -123,6 +139,11 @@ class DomainTrainer(SFTTrainer):
     def meter(self) -> Meter:
         """What the run has counted so far."""
         return next(each for each in self.callback_handler.callbacks if isinstance(each, Meter))
+
+    @property
+    def interference_state(self) -> InterferenceState | None:
+        """The weight and the margin so far; None without interference."""
+        return None if self._others is None else self._others.state
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *arguments: Any, **named: Any) -> Any:
         """Train as TRL does.
@@ -135,6 +156,8 @@ class DomainTrainer(SFTTrainer):
             path = get_last_checkpoint(self.args.output_dir) if found is True else str(found)
             if path is not None:
                 self._check_data(Path(path))
+        elif self._others is not None:
+            self._others.measure_noise()
         output = super().train(resume_from_checkpoint, *arguments, **named)
         if self.args.world_size > 1:
             leave_at_exit()
@@ -153,6 +176,8 @@ class DomainTrainer(SFTTrainer):
             places = np.unique(np.linspace(0, len(rows) - 1, _COMPARED_ROWS).astype(np.int64)).tolist()
             some = [str(rows[place]) for place in places]
             data["rows"] = hashlib.sha256(json.dumps([len(rows), some]).encode()).hexdigest()
+        if self.interference is not None:
+            data["interference"] = self.interference.model_dump()
         if self._row_order is not None:
             data["row_order"] = hashlib.sha256(np.asarray(self._row_order, np.int64).tobytes()).hexdigest()
         return data
@@ -174,6 +199,12 @@ class DomainTrainer(SFTTrainer):
             return dataset
         return super()._prepare_dataset(dataset, *arguments, **named)
 
+    def _set_signature_columns_if_needed(self) -> None:
+        """Name the columns that batches are made of."""
+        super()._set_signature_columns_if_needed()
+        if self.interference is not None:
+            self._signature_columns: list[str] = [*dict.fromkeys([*self._signature_columns, "off_domain", "reference_losses"])]
+
     def _collates_rows(self) -> bool:
         """Whether batches are made of rows that say where documents lie."""
         columns = getattr(self.train_dataset, "column_names", None) or []
@@ -191,7 +222,39 @@ class DomainTrainer(SFTTrainer):
         return_outputs: bool = False,
         num_items_in_batch: torch.Tensor | int | None = None,
     ) -> Any:
-        """Return the mean loss in nats per token, and the outputs where they are asked for."""
+        """Return the mean loss in nats per token, and the outputs where they are asked for.
+
+        With `interference`, the mean of the own rows and the weighted penalty of the others: the outputs are the own rows'.
+        """
+        others = inputs.pop("off_domain", None)
+        if self._others is None or not model.training:
+            return self._compute_own_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss = outputs = None
+        if len(inputs["input_ids"]):
+            computed = self._compute_own_loss(model, inputs, return_outputs, num_items_in_batch)
+            loss, outputs = computed if return_outputs else (computed, None)
+            scale = num_items_in_batch / self.args.world_size  # what its mean over the step's own tokens was divided by
+            self._others.state.add(own_nats=loss.detach() * scale, own_tokens=inputs["labels"][:, 1:].ne(IGNORED).sum())
+        if others is not None:
+            loss = self._others.add_to(loss, model, others)
+            self.meter.num_tokens += others["input_ids"].numel() * self.accelerator.num_processes // self._tp_size
+        self._others.follow()
+        return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, *arguments: Any, **named: Any) -> torch.Tensor:
+        """Train on a batch as transformers does, and look at its gradients where that is asked for."""
+        loss: torch.Tensor = super().training_step(*arguments, **named)
+        if self._others is not None:
+            self._others.after_backward()
+        return loss
+
+    def _compute_own_loss(
+        self,
+        model: torch.nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool,
+        num_items_in_batch: torch.Tensor | int | None,
+    ) -> Any:
         inputs = confine(inputs, self.model)
         if self._own_loss:
             inputs["use_cache"] = False
@@ -242,6 +305,7 @@ class DomainTrainer(SFTTrainer):
         if self.model.training and "loss" in logs:
             peak = None if self.peak is None else self.peak * self.accelerator.num_processes
             logs |= self.meter.rates(self.model.num_parameters(), peak)
+            logs |= {} if self._others is None else self._others.rates()
         super().log(logs, start_time)
 
     def _send_telemetry(self) -> None:
