@@ -121,7 +121,7 @@ def _measured(
         with PackProgress("losses of the seed", len(numbers)) as progress, precision:
             for start in range(0, len(numbers), batch_size):
                 chosen = numbers[start : start + batch_size].tolist()
-                found = [rows[number] for number in chosen]
+                found = [{name: rows[number][name] for name in ("input_ids", "seq_lengths")} for number in chosen]
                 lengths = [len(row["input_ids"]) for row in found]
                 inputs = {name: value.to(model.device) for name, value in collate(found).items() if hasattr(value, "to")}
                 labels = inputs.pop("labels")

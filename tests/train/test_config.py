@@ -51,7 +51,6 @@ def test_configuration_names_the_section_that_a_key_belongs_to(tmp_path: Path) -
 @pytest.mark.parametrize(
     "override",
     [
-        "expert.interference={weight: 0.3}",
         "expert.mixture=uniform",
         "seed_model.replay=0.1",
         "mixture=uniform",
@@ -120,7 +119,7 @@ def test_configuration_takes_every_key(tmp_path: Path) -> None:
     read = configuration(tmp_path, text=WHOLE)
     assert set(read.model_fields_set) == set(Training.model_fields)
     for section in (read.seed_model, read.expert, read.evaluation):
-        assert set(section.model_fields_set) >= set(type(section).model_fields) - {"learning_rate"}
+        assert set(section.model_fields_set) >= set(type(section).model_fields) - {"learning_rate", "interference"}
     assert read.where == {"license": ["mit", "cc0"], "score": [0.5, 1]}
     assert (read.seed_model.mixture, read.seed_model.where) == ({"d00000": 2, "d00001": 0.5}, {"year": [2001]})
     assert read.expert.where is not None
@@ -128,6 +127,20 @@ def test_configuration_takes_every_key(tmp_path: Path) -> None:
     assert (read.expert.replay, read.expert.domain_tokens, read.expert.optimizer_state) == (0.25, {"d00001": 3}, "kept")
     assert (read.evaluation.every_steps, read.evaluation.documents) == (5, None)
     assert (read.energy, read.executor.workers, read.executor.processes) == (True, 2, 4)
+
+
+def test_interference_instead_of_replay(tmp_path: Path) -> None:
+    section = "interference: {kind: hinge, weight: 0.3, fraction: 0.1, level: document, margin: 0.01, dual: {target: 0.02, rate: 1}}"
+    read = configuration(tmp_path, text=WHOLE.replace("replay: 0.25", section)).expert.interference
+    assert read is not None
+    assert (read.start_weight, read.fraction, read.level, read.margin, read.temperature) == (0.3, 0.1, "document", 0.01, 0.5)
+    assert read.dual is not None
+    assert (read.dual.target, read.dual.rate) == (0.02, 1)
+    for kind, weight in (("hinge", 1), ("kl", 1), ("replay", 0.1 / 0.9)):
+        section = f"interference: {{kind: {kind}, fraction: 0.1}}"
+        again = configuration(tmp_path, text=WHOLE.replace("replay: 0.25", section)).expert.interference
+        assert again is not None
+        assert again.start_weight == pytest.approx(weight)
 
 
 def test_configuration_has_a_default_for_every_key_but_five(tmp_path: Path) -> None:

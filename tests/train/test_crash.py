@@ -160,6 +160,27 @@ def test_two_processes_train_an_expert_from_a_launcher(path: Path) -> None:
     assert (again.returncode, again.stdout) == (0, done.stdout)
 
 
+def test_interference_in_two_processes(path: Path) -> None:
+    """Both follow one weight, and the log has the tokens of both."""
+    keys = ["executor.processes=2", "seed_model.tokens=2000", "sft.logging_steps=1", "sft.save_total_limit=1"]
+    keys += ["expert.interference={fraction: 0.4, dual: {target: 0, rate: 1}}"]
+    two = [each for key in keys for each in ("--set", key)]
+    seed = run(*COMMAND, str(path), "--seed-model", *two)
+    assert seed.returncode == 0, seed.stderr
+    done = run(*TORCHRUN, "--nproc_per_node=2", *COMMAND, str(path), "--domain", "d00001", *two)
+    assert done.returncode == 0, done.stderr
+    directory = path.parent / "out" / "experts" / "d00001"
+    record = read_record(directory)
+    assert record.interference is not None
+    (checkpoint,) = directory.glob("checkpoint-*")
+    state = json.loads((checkpoint / "trainer_state.json").read_text())
+    log = [line for line in state["log_history"] if "interference_weight" in line]
+    assert len(log) == record.num_steps
+    assert record.interference.end_weight > 1
+    assert log[-1]["interference_weight"] == record.interference.end_weight
+    assert any("gradient_cosine" in line for line in log)
+
+
 def test_another_number_of_processes_is_refused(path: Path) -> None:
     small = ("--seed-model", "--set", "seed_model.tokens=2000")
     two_for_one = run(*TORCHRUN, "--nproc_per_node=2", *COMMAND, str(path), *small)

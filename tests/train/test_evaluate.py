@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from lmsplit.train import evaluate
-from lmsplit.train.evaluate import cut_windows, evaluate_texts
+from lmsplit.train.evaluate import cut_windows, document_losses, evaluate_texts
 from lmsplit.train.loss import HeldOutLoss
 from lmsplit.train.tokenizer import DocumentEncoder, train_tokenizer
 
@@ -88,3 +88,12 @@ def test_windows_hold_every_target_exactly_once(length: int, max_length: int) ->
     windows = list(cut_windows(range(length), max_length))
     assert [token for window in windows for token in window[1:]] == list(range(1, length))
     assert all(2 <= len(window) <= max_length for window in windows)
+
+
+def test_each_documents_loss_is_its_own(model: PreTrainedModel) -> None:
+    together = document_losses(model, ENCODER, [TEXTS[:2], TEXTS[2:]], 16)
+    for index, text in enumerate(TEXTS):
+        alone = evaluate_texts(model, ENCODER, [[text]], 16)
+        assert together.nats_N[index] == pytest.approx(alone.nats, rel=1e-5, abs=1e-9)
+        assert (together.tokens_N[index], together.bytes_N[index]) == (alone.num_tokens, alone.num_bytes)
+    assert [len(each) for each in document_losses(model, ENCODER, [], 16)] == [0, 0, 0]

@@ -234,7 +234,7 @@ def test_train_needs_exactly_one_target(trained: Path, lmsplit: Command, options
 
 def test_strict_errors_come_before_any_work(manifest_path: Path, tmp_path: Path, lmsplit: Command) -> None:
     path = small_configuration(tmp_path, manifest_path)
-    for override, message in (("sft.weigth_decay=0.1", "did you mean"), ("expert.interference={}", "later release")):
+    for override, message in (("sft.weigth_decay=0.1", "did you mean"), ("expert.mixture=uniform", "later release")):
         result = lmsplit("train", str(path), "--all", "--set", override)
         assert result.code == 2
         assert message in result.err
