@@ -1,0 +1,339 @@
+"""Does holding an expert to the seed on other domains pay, and is it more than replay?
+
+One seed on the mixture of the corpora, then one expert for each of twelve domains, in several ways, three seeds each:
+
+- `plain`: the own domain alone. `plain, random` and `hinge, random`: twelve random clusters of the same sizes.
+- `replay`: 3 % of the tokens from other domains, trained on like the own ones. `replay ×…`: the same rows with a larger weight.
+- `kl`: the divergence from the seed's predictions. `hinge token`, `hinge document`: the loss above the seed's. The number is λ.
+- `dense, per model`: one model continued on the mixture for an expert's tokens; `dense, total`: for those of all experts.
+
+All of them but the dense ones draw the same rows of other domains. FLOPs are matched: where the seed is run on these rows too,
+the expert trains on fewer tokens. S is what the experts gain on their own domains, I what they lose on others (`cross_loss`),
+nats per token; `routed` is the loss of held-out documents that go to their own domain's expert, `routed, measured` to where the
+manifest's rule places their first 128 characters (`misrouted` says how many go elsewhere). ε* is the share of misrouted texts
+from which on experts have a lower routed loss than `plain`, errors spread over all domains. `− plain` and `− replay` are paired
+differences of `routed, measured` with 95 % intervals, seeds and documents drawn with replacement; below 0 is the better one.
+
+Runs that are done are kept in `--output`, so that the benchmark goes on where it was cut off. Takes about 3 hours on 2 cores.
+"""
+
+import argparse
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+import pyarrow as pa
+from matplotlib.figure import Figure
+from measure import RESULTS, write_results
+from vectors import CORPUS
+
+from lmsplit.manifests.configuration import load
+from lmsplit.manifests.layout import domain_index
+from lmsplit.manifests.reader import Manifest
+from lmsplit.partition.config import Partition
+from lmsplit.partition.pipeline import partition
+from lmsplit.train import experts
+from lmsplit.train.campaign import Campaign
+from lmsplit.train.config import Training
+from lmsplit.train.cross_loss import break_even, cross_loss, interference, specialization
+from lmsplit.train.evaluate import document_losses
+from lmsplit.train.models import load_model
+
+DOMAINS: Final = 12
+SEED_TOKENS: Final = 3_000_000
+TOKENS: Final = 300_000
+FRACTION: Final = 0.03
+HELD_OUT: Final = 60
+"""Documents of a domain."""
+PREFIX: Final = 128
+DRAWS: Final = 2000
+
+# Shapes: K experts, N held-out documents.
+
+
+class Arm(NamedTuple):
+    """One way to train the experts."""
+
+    kind: str | None = None
+    weight: float | None = None
+    level: str = "token"
+    random: bool = False
+    dense: int = 0
+    """Tokens of the one dense model, as a multiple of an expert's."""
+
+
+ARMS: Final[dict[str, Arm]] = {
+    "plain": Arm(),
+    "replay": Arm("replay"),
+    "replay ×10": Arm("replay", 0.3),
+    "replay ×32": Arm("replay", 1.0),
+    "kl 1": Arm("kl", 1.0),
+    "hinge token 0.3": Arm("hinge", 0.3),
+    "hinge token 1": Arm("hinge", 1.0),
+    "hinge token 3": Arm("hinge", 3.0),
+    "hinge document 1": Arm("hinge", 1.0, "document"),
+    "plain, random": Arm(random=True),
+    "hinge token 1, random": Arm("hinge", 1.0, random=True),
+    "dense, per model": Arm(dense=1),
+    "dense, total": Arm(dense=DOMAINS),
+}
+
+
+class ShuffledManifest(Manifest):
+    """The documents of a manifest in random domains of the same sizes, split by split: what clustering is compared with."""
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> "ShuffledManifest":
+        """Shuffle a manifest's documents; always in the same way."""
+        shuffled = cls(manifest.store, manifest.commit)
+        table = manifest.scan().select("doc_id", "text", "domain", "split").collect()
+        generator = np.random.default_rng(0)
+        parts = [
+            part.with_columns(part["domain"].gather(generator.permutation(len(part)))) for part in table.partition_by("split")
+        ]
+        shuffled._table = pl.concat(parts)
+        return shuffled
+
+    _table: pl.DataFrame
+
+    def domains_of(self, doc_ids: pl.Series) -> npt.NDArray[np.int64]:
+        """Return the number of each document's domain."""
+        found = doc_ids.to_frame().join(self._table.select("doc_id", "domain"), on="doc_id", how="left", maintain_order="left")
+        return np.array([domain_index(name) for name in found["domain"]])
+
+    @property
+    def digest(self) -> str:
+        """The manifest's, and that it is shuffled: packs are cached under it."""
+        return f"shuffled-{super().digest}"
+
+    def documents(self, domain: str | None = None, split: str | None = None, columns: Any = None) -> Iterator[pa.RecordBatch]:
+        """Read the documents of a random domain."""
+        chosen = self._table.filter((pl.col("domain") == domain) & (pl.col("split") == split)).select(columns)
+        yield from chosen.to_arrow().cast(pa.schema([(name, pa.string()) for name in columns])).to_batches(4096)
+
+
+class Bench:
+    """A manifest, its held-out documents, and what was measured so far."""
+
+    def __init__(self, output: Path, corpus: str, model: str) -> None:
+        self.output = output
+        self.model = model
+        directory = output / "manifest"
+        if not (directory / "commits").exists():
+            grouped = pl.read_parquet(corpus).with_columns(pl.col("id").str.split("#").list.first().alias("group"))
+            grouped.write_parquet(output / "corpus.parquet")
+            values = {"input": {"paths": str(output / "corpus.parquet"), "group": "group"}, "output": str(directory)}
+            partition(Partition.model_validate(values | {"domains": DOMAINS, "encoder": "lexical"}))
+        self.manifest = Manifest.open(directory)
+        self.shuffled = ShuffledManifest.of(self.manifest)
+        documents = held_out(self.manifest)
+        self.texts = documents["text"].to_list()
+        self.domain_N = {False: documents["domain"].to_numpy(), True: self.shuffled.domains_of(documents["doc_id"])}
+        vectors_ND = self.manifest.encoder().encode([text[:PREFIX] for text in self.texts])
+        self.routed_N = self.manifest.rule().place(vectors_ND).domain
+
+    def measured(self, name: str, seed: int) -> npt.NDArray[np.float64]:
+        """Return (K, N) each expert's nats on each held-out document; (1, N) for the seed and dense models."""
+        path = self.output / f"{seed}" / f"{name.replace(' ', '_').replace(',', '')}.npy"
+        if not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            np.save(path, self._measure(name, seed))
+        return np.asarray(np.load(path))
+
+    def _measure(self, name: str, seed: int) -> npt.NDArray[np.float64]:
+        if name == "seed":
+            campaign = self._seed(seed)
+            return self._losses(campaign, [campaign.seed_run().directory])
+        arm = ARMS[name]
+        if arm.dense:
+            return self._dense(arm.dense, seed)
+        campaign = self._campaign(arm, seed)
+        record = experts.seed_record(self._seed(seed))  # its digest names the manifest, which is shuffled in some arms
+        shutil.rmtree(campaign.output / "experts", ignore_errors=True)
+        for domain in campaign.manifest.domains:
+            found = experts.train_expert(campaign, domain, record)
+            assert found is not None
+            sys.stderr.write(f"{seed} {name} {domain.domain} {found.wall_time_s:.0f} s\n")
+        directories = [campaign.output / "experts" / domain.domain for domain in campaign.manifest.domains]
+        return self._losses(campaign, directories)
+
+    def _seed(self, seed: int) -> Campaign:
+        campaign = self._open(self.manifest, seed, {})
+        experts.train_seed(campaign)
+        return campaign
+
+    def _campaign(self, arm: Arm, seed: int) -> Campaign:
+        self._seed(seed)
+        expert: dict[str, Any] = {}
+        if arm.kind is not None:
+            expert["interference"] = {"kind": arm.kind, "weight": arm.weight, "fraction": FRACTION, "level": arm.level}
+            if arm.random:
+                expert["interference"]["temperature"] = None
+            if arm.kind != "replay":
+                expert["tokens"] = round(TOKENS / (1 + FRACTION / 3))
+        return self._open(self.shuffled if arm.random else self.manifest, seed, expert)
+
+    def _dense(self, multiple: int, seed: int) -> npt.NDArray[np.float64]:
+        """Continue the seed on the mixture: as the seed of a run that is given its weights."""
+        start = self._seed(seed)
+        path = self.output / f"dense-{seed}-{multiple}.yaml"
+        output = self.output / f"dense-{seed}-{multiple}"
+        values = self._values(seed, {}) | {
+            "output": str(output),
+            "model": str(start.seed_run().directory),
+            "tokenizer": str(start.output / "tokenizer"),
+            "seed_model": {"tokens": TOKENS * multiple, "learning_rate": start.preset.expert_learning_rate},
+        }
+        sizes = {"max_length": start.packing.max_length, "per_device_train_batch_size": start.preset.batch_size}
+        path.write_text(json.dumps(values | {"sft": values["sft"] | sizes}))
+        campaign = Campaign.open(load(Training, path, ()))
+        experts.train_seed(campaign)
+        return self._losses(start, [campaign.seed_run().directory])
+
+    def _values(self, seed: int, expert: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "manifest": str(self.output / "manifest"),
+            "output": str(self.output / f"run-{seed}"),
+            "model": self.model,
+            "seed_model": {"tokens": SEED_TOKENS},
+            "expert": {"tokens": TOKENS} | expert,
+            "evaluation": {"documents": 1},
+            "sft": {"bf16": False, "save_strategy": "no"},
+            "seed": seed,
+        }
+
+    def _open(self, manifest: Manifest, seed: int, expert: dict[str, Any]) -> Campaign:
+        path = self.output / "train.yaml"
+        path.write_text(json.dumps(self._values(seed, expert)))
+        campaign = Campaign.open(load(Training, path, ()))
+        return Campaign(campaign.configuration, manifest, campaign.encoder)
+
+    def _losses(self, campaign: Campaign, directories: list[Path]) -> npt.NDArray[np.float64]:
+        found = [
+            document_losses(load_model(each), campaign.encoder, [self.texts], campaign.packing.max_length) for each in directories
+        ]
+        np.save(self.output / f"tokens-{campaign.configuration.seed}.npy", found[0].tokens_N)
+        return np.stack([each.nats_N for each in found])
+
+    def tokens(self, seed: int) -> npt.NDArray[np.int64]:
+        """Return (N,) the tokens of each held-out document, as the seed's tokenizer has them."""
+        return np.asarray(np.load(self.output / f"tokens-{seed}.npy"))
+
+
+def held_out(manifest: Manifest) -> pl.DataFrame:
+    """Return the same number of held-out documents of each domain: doc_id, text, domain as a number."""
+    found = []
+    for domain in manifest.domains:
+        batches = manifest.documents(domain.domain, "heldout", ["doc_id", "text"])
+        table = pl.concat([pl.from_arrow(batch) for batch in batches])
+        chosen = table.gather(np.linspace(0, len(table) - 1, HELD_OUT).astype(int))
+        found.append(chosen.with_columns(pl.lit(domain_index(domain.domain)).alias("domain")))
+    return pl.concat(found)
+
+
+def by_domain(nats_KN: npt.NDArray[np.float64], tokens_N: npt.NDArray[np.int64], domain_N: npt.NDArray[np.int64]) -> Any:
+    """Return (K, J) the loss of each expert on each domain, nats per token."""
+    of_J = [domain_N == domain for domain in range(DOMAINS)]
+    return np.stack([nats_KN[:, chosen].sum(axis=1) / tokens_N[chosen].sum() for chosen in of_J], axis=1)
+
+
+def all_experts(nats_KN: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return a dense model's losses as those of experts that are all alike."""
+    return np.repeat(nats_KN, DOMAINS // len(nats_KN), axis=0)
+
+
+def routed(nats_KN: npt.NDArray[np.float64], expert_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return (N,) the nats of each document at its expert."""
+    return all_experts(nats_KN)[expert_N, np.arange(nats_KN.shape[1])]
+
+
+def interval(differences_SN: npt.NDArray[np.float64], tokens_N: npt.NDArray[np.int64]) -> str:
+    """Return the mean difference per token with its 95 % interval; seeds and documents are drawn with replacement."""
+    generator = np.random.default_rng(0)
+    num_seeds, num_documents = differences_SN.shape
+    draws = []
+    for _ in range(DRAWS):
+        documents = generator.integers(0, num_documents, num_documents)
+        seeds = generator.integers(0, num_seeds, num_seeds)
+        draws.append(differences_SN[seeds][:, documents].mean(axis=0).sum() / tokens_N[documents].sum())
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return f"{differences_SN.mean(axis=0).sum() / tokens_N.sum():+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def row(bench: Bench, name: str, seeds: list[int]) -> dict[str, Any]:
+    """Return a row of the table."""
+    random = ARMS[name].random
+    domain_N = bench.domain_N[random]
+    expert_N = domain_N if random else bench.routed_N  # nothing says how a text without its id would find a random domain
+    tables, losses, differences = [], [], {"plain": [], "replay": []}
+    ahead: list[float] = []
+    for seed in seeds:
+        tokens_N, nats_KN = bench.tokens(seed), all_experts(bench.measured(name, seed))
+        of_seed_J = by_domain(bench.measured("seed", seed), tokens_N, domain_N)[0]
+        tables.append(cross_loss(by_domain(nats_KN, tokens_N, domain_N), of_seed_J))
+        losses.append([routed(nats_KN, each).sum() / tokens_N.sum() for each in (domain_N, expert_N)])
+        for other, found in differences.items():
+            found.append(routed(nats_KN, expert_N) - routed(bench.measured(other, seed), bench.routed_N))
+        if not random:
+            plain = cross_loss(by_domain(bench.measured("plain", seed), tokens_N, domain_N), of_seed_J)
+            ahead.append(break_even(plain, tables[-1]))
+    right, measured = np.mean(losses, axis=0)
+    tokens_N = bench.tokens(seeds[0])
+    return {
+        "experts": name,
+        "S": float(np.mean([specialization(table) for table in tables])),
+        "I": float(np.mean([interference(table) for table in tables])),
+        "routed": float(right),
+        "routed, measured": None if random else float(measured),
+        "misrouted": None if random else float((bench.routed_N != domain_N).mean()),
+        "ε*": float(np.median(ahead)) if ahead else None,
+        "− plain": None if random else interval(np.stack(differences["plain"]), tokens_N),
+        "− replay": None if random else interval(np.stack(differences["replay"]), tokens_N),
+    }
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw specialization against interference."""
+    with mpl.rc_context({"svg.hashsalt": "lmsplit", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(8, 5.5), layout="constrained")
+        axes = figure.add_subplot()
+        for each in rows:
+            kind = each["experts"].split()[0].rstrip(",")
+            color = {"plain": "C7", "replay": "C1", "kl": "C2", "hinge": "C0", "dense": "C3"}[kind]
+            axes.scatter(each["I"], each["S"], color=color, marker="x" if "random" in each["experts"] else "o")
+            axes.annotate(each["experts"], (each["I"], each["S"]), xytext=(5, 3), textcoords="offset points", fontsize=8)
+        axes.set_xlabel("interference I: loss above the seed's on the other domains, nats per token (less is better)")
+        axes.set_ylabel("specialization S: loss below the seed's on the own domain (more is better)")
+        axes.grid(alpha=0.3)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Train, measure, and write the table and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", default=CORPUS)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / ".cache" / "interference")
+    parser.add_argument("--model", default="1m")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    bench = Bench(options.output, options.corpus, options.model)
+    seeds = list(range(options.seeds))
+    for seed in seeds:
+        for name in ("seed", *ARMS):
+            bench.measured(name, seed)
+    rows = [row(bench, name, seeds) for name in ARMS]
+    name = "interference" if options.model == "1m" else f"interference_{options.model}"
+    write_results(name, "Experts and the other domains", __doc__ or "", rows)
+    draw(rows, RESULTS / f"{name}.svg")
+
+
+if __name__ == "__main__":
+    main()
