@@ -92,7 +92,7 @@ class ShuffledManifest(Manifest):
     @classmethod
     def of(cls, manifest: Manifest) -> "ShuffledManifest":
         """Shuffle a manifest's documents; always in the same way."""
-        shuffled = cls(manifest.store, manifest.commit)
+        shuffled = cls(manifest.store, manifest.version, manifest.commit)
         table = manifest.scan().select("doc_id", "text", "domain", "split").collect()
         generator = np.random.default_rng(0)
         parts = [
@@ -128,7 +128,7 @@ class Bench:
         directory = output / "manifest"
         if not (directory / "commits").exists():
             grouped = pl.read_parquet(corpus).with_columns(pl.col("id").str.split("#").list.first().alias("group"))
-            grouped.write_parquet(output / "corpus.parquet")
+            grouped.write_parquet(output / "corpus.parquet", row_group_size=5000)
             values = {"input": {"paths": str(output / "corpus.parquet"), "group": "group"}, "output": str(directory)}
             partition(Partition.model_validate(values | {"domains": DOMAINS, "encoder": "lexical"}))
         self.manifest = Manifest.open(directory)
