@@ -9,7 +9,7 @@ worker; the maximum of a trial. They are counted by a hook in every process of t
 - `points`: every write of a run in one process is numbered (`tests/partition/failpoints.py`); at a random one a fault.
 - `local`: SIGKILL of all processes, or of one worker; two workers. `s3`: the same on moto's object store over HTTP.
 - `slurm`: scancel of all jobs, SIGKILL of a job's process, SIGKILL of the command that watches; two jobs at a time.
-- `ray`: SIGKILL of an actor's process, or of the driver with all that it started; two actors.
+- `ray`: SIGKILL of a task's process, or of the driver with all that it started; two tasks.
 
 Each trial adds a line to `results/crash_trials.jsonl`, and the table is made of all lines: parts may run one after the other,
 each with a seed of its own. `--fresh` begins anew. A trial takes 3 s (points), 20 s (local, s3) or 60 s (slurm, ray) on 2 cores.
@@ -32,7 +32,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from kills import cancel_jobs, kill_actor, kill_all, kill_command, kill_job, kill_worker
+from kills import cancel_jobs, kill_ray_task, kill_all, kill_command, kill_job, kill_worker
 from measure import RESULTS, write_results
 
 ROOT: Final = Path(__file__).parents[1]
@@ -255,7 +255,7 @@ FAULTS: Final[dict[str, tuple[dict[str, Any], dict[str, Callable[[Any], str | No
     ),
     "ray": (
         RAY,
-        {"SIGKILL of the driver": kill_all, "SIGKILL of an actor": kill_actor},
+        {"SIGKILL of the driver": kill_all, "SIGKILL of a task's process": kill_ray_task},
     ),
 }
 

@@ -33,8 +33,8 @@ def kill_worker(process: "subprocess.Popen[str]") -> str | None:
     return _kill_first(pid for pid in servers if _parent(pid) in servers)
 
 
-def kill_actor(process: "subprocess.Popen[str]") -> str | None:
-    """Kill the process of one Ray actor or task."""
+def kill_ray_task(process: "subprocess.Popen[str]") -> str | None:
+    """Kill the process of one Ray task."""
     return _kill_first(pid for pid in descendants(process.pid) if re.match("ray::(?!IDLE|.*Agent)", _command_line(pid)))
 
 

@@ -57,13 +57,13 @@ class Executor(Strict):
     workers: int = Field(
         default_factory=lambda: os.cpu_count() or 1,
         ge=0,
-        description="processes, Slurm jobs or Ray actors at a time; 0, local only: in this process, for debugging",
+        description="processes, Slurm jobs or Ray tasks at a time; 0, local only: in this process, for debugging",
     )
     partition: str | None = Field(default=None, min_length=1, description="slurm: partition")
     time: str = Field(default="24:00:00", min_length=1, description="slurm: limit of a job, as sbatch takes it")
     cpus_per_task: int = Field(default=1, ge=1, description="slurm: cores of a job")
     mem_per_cpu: str = Field(default="4GB", description="slurm: memory for each core")
-    gpus: int = Field(default=0, ge=0, description="GPUs of a job or an actor")
+    gpus: int = Field(default=0, ge=0, description="GPUs of a job or a Ray task")
     max_array_size: int = Field(default=1000, ge=1, description="slurm: jobs in one array; more become several arrays")
     sbatch: dict[str, str | int] = Field(default_factory=dict, description="slurm: further options of sbatch, such as account")
     env: dict[str, str] = Field(default_factory=dict, description="environment variables of the jobs; never credentials")
@@ -71,8 +71,8 @@ class Executor(Strict):
     logs: str | None = Field(default=None, description="slurm: shared directory of the jobs' output [beside the receipts]")
     stages: dict[str, Resources] = Field(default_factory=dict, description="slurm: what single stages get instead")
     address: str | None = Field(default=None, min_length=1, description="ray: the cluster's address [one is started here]")
-    cpus: int = Field(default=1, ge=1, description="ray: cores of an actor")
-    memory: str = Field(default="1GB", description="ray: memory of an actor for each core")
+    cpus: int = Field(default=1, ge=1, description="ray: cores of a task")
+    memory: str = Field(default="1GB", description="ray: memory of a task for each core")
 
     @field_validator("mem_per_cpu", "memory")
     @classmethod
@@ -119,7 +119,7 @@ class Executor(Strict):
         return self.model_copy(update=given | {"sbatch": self.sbatch | wished.sbatch})
 
     def num_threads(self, stage: str) -> int:
-        """Return the cores that one process of a stage has: those of its job or actor; here, those that the workers share out."""
+        """Return the cores that one process of a stage has: those of its job or Ray task; here, those that the workers share out."""
         if self.kind == "slurm":
             return self.resources(stage).cpus_per_task
         if self.kind == "ray":

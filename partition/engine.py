@@ -2,29 +2,29 @@
 
 ```
               local                        ray                            slurm (see `slurm`)
-supervisor    a thread of this process     an actor on some node          an element of a job array
+supervisor    a thread of this process     a task on some node             an element of a job array
 its tasks     the next one that is left    every workers-th               every workers-th
 child         does them, one by one        does them, one by one          does them, one by one      (see `supervise`)
 ```
 
 A stage says how many tasks it has and how to do one; a task leaves a receipt (see `run`). `EachTask` is the datatrove step that
 does a rank's share of them. Datatrove's own completion markers are not used: they say that a task ended, not that its output is
-whole, and its Ray executor only warns of a failed one (measured, 0.10.1).
+whole. Its Ray executor is not used either: an actor that is killed before it has said where it runs leaves it waiting for ever
+(measured, 0.10.1).
 """
 
 import contextlib
 import io
+import logging
 import multiprocessing
 import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from typing import Any
+from typing import Any, Final
 
 from datatrove.executor.local import LocalPipelineExecutor
-from datatrove.executor.ray import RayPipelineExecutor
 from datatrove.pipeline.base import PipelineStep
-from loguru import logger
 from threadpoolctl import threadpool_limits
 
 from lmsplit.manifests.errors import ConfigurationError, ConflictError, InputError, LmsplitError
@@ -33,6 +33,10 @@ from lmsplit.manifests.ray_cluster import connect_ray
 from lmsplit.partition.progress import Progress
 from lmsplit.partition.supervise import Stage, shares, supervise
 
+logger = logging.getLogger(__name__)
+
+_RETRIES: Final = 3
+"""Times that Ray starts a rank again whose process or node was lost; tasks with a receipt are not done again."""
 _BY_EXIT_CODE = {kind.exit_code: kind for kind in (LmsplitError, ConfigurationError, InputError, ConflictError)}
 
 
@@ -171,23 +175,29 @@ def check_done(stage: Stage) -> None:
 
 
 def _run_on_ray(stage: Stage, executor: Executor, ranks: int) -> None:
-    """Run ranks as Ray actors; what failed is found by the receipts that are missing."""
-    connect_ray(executor)
-    logger.disable("datatrove")  # it says in many lines what the progress says in one
-    actors = RayPipelineExecutor(
-        [EachTask(stage, executor.cpus)],
-        tasks=ranks,
-        workers=executor.workers,
-        cpus_per_task=executor.cpus,
-        mem_per_cpu_gb=memory_mib(executor.memory) / 1024,
-        gpus_per_task=executor.gpus,
-        logging_dir=stage.run.where(f"logs/{stage.name}"),
-        skip_completed=False,
+    """Run ranks as Ray tasks, again where a process or node is lost; what failed is found by the receipts that are missing."""
+    ray = connect_ray(executor)
+    task = ray.remote(_do_rank).options(
+        num_cpus=executor.cpus,
+        num_gpus=executor.gpus,
+        memory=memory_mib(executor.memory) * executor.cpus * 2**20,
+        max_retries=_RETRIES,
     )
+    started = [task.remote(EachTask(stage, executor.cpus), rank, ranks) for rank in range(ranks)]
     try:
-        actors.run()
+        for each in started:
+            try:
+                ray.get(each)
+            except ray.exceptions.RayError as error:
+                logger.warning("a Ray task of stage %s ended with %s", stage.name, str(error).strip().rpartition("\n")[2])
     finally:
-        logger.enable("datatrove")
+        for each in started:
+            ray.cancel(each, force=True)  # does nothing to one that has ended
+
+
+def _do_rank(step: EachTask, rank: int, num_ranks: int) -> None:
+    for _ in step.run(rank=rank, world_size=num_ranks):
+        pass
 
 
 def visible_gpus() -> tuple[str, ...]:

@@ -1,5 +1,6 @@
 """`lmsplit partition` on a real Slurm and a real Ray: the bytes of a run without them, loud failures, a status from anywhere."""
 
+import contextlib
 import json
 import re
 import shutil
@@ -10,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from lmsplit.manifests.commit import read_commit
@@ -136,6 +138,25 @@ def test_ended_command_leaves_its_jobs_and_the_same_command_watches_them(
     done = lmsplit("partition", config, "--json", cwd=tmp_path)
     assert done.code == 0, done.err
     assert done.json["commit"] == expected.commit
+
+
+def test_killed_ray_tasks_are_started_again(expected: Expected, tmp_path: Path) -> None:
+    """Three processes, each as soon as it is seen: one may not have begun, another be in the middle of its task."""
+    pytest.importorskip("ray")
+    config = configured(tmp_path / "c.yaml", expected.corpus, tmp_path / "manifest", RAY | {"workers": 2})
+    killed: set[int] = set()
+    with (tmp_path / "log").open("w") as log:
+        command = psutil.Popen([LMSPLIT, "partition", str(config)], stdout=log, stderr=log, cwd=tmp_path)
+        while len(killed) < 3 and command.poll() is None:
+            for process in command.children(recursive=True):
+                with contextlib.suppress(psutil.Error):
+                    if process.pid not in killed and process.name().startswith("ray::_do_rank"):
+                        process.kill()
+                        killed.add(process.pid)
+            time.sleep(0.02)
+        assert command.wait(600) == 0, (tmp_path / "log").read_text()
+    assert len(killed) >= 3
+    assert read_commit(LocalStore(tmp_path / "manifest"))[1].body_sha256 == expected.commit
 
 
 @pytest.mark.usefixtures("slurm")

@@ -130,7 +130,9 @@ def test_configuration_takes_every_key(tmp_path: Path) -> None:
 
 
 def test_interference_instead_of_replay(tmp_path: Path) -> None:
-    section = "interference: {kind: hinge, weight: 0.3, fraction: 0.1, level: document, margin: 0.01, dual: {target: 0.02, rate: 1}}"
+    section = (
+        "interference: {kind: hinge, weight: 0.3, fraction: 0.1, level: document, margin: 0.01, dual: {target: 0.02, rate: 1}}"
+    )
     read = configuration(tmp_path, text=WHOLE.replace("replay: 0.25", section)).expert.interference
     assert read is not None
     assert (read.start_weight, read.fraction, read.level, read.margin, read.temperature) == (0.3, 0.1, "document", 0.01, 0.5)
