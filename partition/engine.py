@@ -190,9 +190,10 @@ def _run_on_ray(stage: Stage, executor: Executor, ranks: int) -> None:
                 ray.get(each)
             except ray.exceptions.RayError as error:
                 logger.warning("a Ray task of stage %s ended with %s", stage.name, str(error).strip().rpartition("\n")[2])
-    finally:
-        for each in started:
-            ray.cancel(each, force=True)  # does nothing to one that has ended
+    except BaseException:  # Ctrl-C: a cluster of its own ends with this process, another one would go on
+        for each in ray.wait(started, num_returns=len(started), timeout=0)[1]:  # cancelling one that ends just now aborts Ray
+            ray.cancel(each, force=True)
+        raise
 
 
 def _do_rank(step: EachTask, rank: int, num_ranks: int) -> None:
