@@ -119,7 +119,7 @@ class Executor(Strict):
         return self.model_copy(update=given | {"sbatch": self.sbatch | wished.sbatch})
 
     def num_threads(self, stage: str) -> int:
-        """Return the cores that one process of a stage has: those of its job or Ray task; here, those that the workers share out."""
+        """Return the cores that one process of a stage has: those of its job or Ray task; here, what the workers share out."""
         if self.kind == "slurm":
             return self.resources(stage).cpus_per_task
         if self.kind == "ray":
