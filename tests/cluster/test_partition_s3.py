@@ -123,7 +123,7 @@ def hold_no_credential(s3: Server, files: s3fs.S3FileSystem, bucket: str, direct
     written |= {name: files.cat_file(name) for name in files.find(bucket) if "/in/" not in name}
     written |= {f"output {number}": (done.out + done.err).encode() for number, done in enumerate(said)}
     assert len(written) > 15
-    assert any("/logs/" in name for name in written)
+    assert any("/_work/" in name for name in written)
     for name, data in written.items():
         assert s3.secret.encode() not in data, name
         assert s3.key.encode() not in data, name
