@@ -1,0 +1,151 @@
+"""Chooses the law that predicts larger runs from smaller ones.
+
+```
+runs ─► without the largest N │ without the longest D' │ without the largest D ─► each law fitted, and judged on what was left out
+     ─► the laws that no other is clearly ahead of ─► of these the one with the lowest BIC on all runs
+```
+
+Laws that say the same between the runs say different things past them, and past them is where a plan is made: so a law that does
+worse on the runs of the largest scale is out. Between those that these runs cannot tell apart, within three standard errors of
+their paired difference, the Bayesian information criterion decides, which asks for evidence before it takes more parameters.
+Costs a few fits for each law.
+
+Shapes: R runs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.train.scaling import LAWS, Floats, Law, Points
+from lmsplit.train.scaling_fit import Fit, fit
+
+_HELD_OUT_FRACTION: Final = 0.2
+"""Share of the runs at the top of a scale that is left out, as nearly as its values allow (assumption)."""
+_LEAST_VALUES: Final = 3
+"""Different values of a scale below which leaving the largest out leaves nothing to extrapolate from."""
+
+_STANDARD_ERRORS: Final = 3.0
+"""How far behind on the left-out runs a law is out. With 1, chance ruled the generating law out in 1 of 12 cases (by hand)."""
+
+Mask = npt.NDArray[np.bool_]
+
+
+class Judgement(NamedTuple):
+    """How well a law does."""
+
+    fit: Fit
+    """To all runs."""
+    mre: float
+    """Mean |predicted − measured| ÷ measured over the runs."""
+    r2: float
+    """Share of the variance of the losses that it explains."""
+    heldout_mre: float | None
+    """The same as `mre` over runs of a scale that the fit did not see; None where none could be left out."""
+    bic: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The law that is chosen, and how all of them did."""
+
+    law: str
+    judgements: dict[str, Judgement]
+    """By law, in the order they were given."""
+    scales: tuple[str, ...]
+    """Which scales were left out in turn."""
+
+    @property
+    def fit(self) -> Fit:
+        """The chosen law's."""
+        return self.judgements[self.law].fit
+
+    def rivals(self) -> list[str]:
+        """Return the other laws whose error on left-out runs is at most twice the chosen law's."""
+        best = self.judgements[self.law].heldout_mre
+        others = {name: each.heldout_mre for name, each in self.judgements.items() if name != self.law}
+        return [name for name, error in others.items() if best is not None and error is not None and error <= 2 * best]
+
+
+def choose(points: Points, loss_R: Floats, laws: Mapping[str, Law] = LAWS) -> Choice:
+    """Fit every law and choose one.
+
+    Args:
+        points: of the runs; domains are numbered from 0 without a gap.
+        loss_R: (R,) held-out loss, nats per token.
+        laws: by name, the simplest first; one alone is chosen without a contest.
+
+    Raises:
+        ConfigurationError: there are fewer runs than the simplest law has parameters.
+    """
+    fits = _fits(laws, points, loss_R)
+    errors: dict[str, list[Floats]] = {name: [] for name in fits}
+    scales = []
+    for scale, heldout_R in heldout_scales(points).items():
+        seen_R = ~heldout_R
+        try:
+            found = {name: fit(laws[name], points.take(seen_R), loss_R[seen_R]) for name in fits}
+        except ConfigurationError:
+            continue  # too few runs are left for the laws that all runs are enough for
+        scales.append(scale)
+        for name, each in found.items():
+            errors[name].append(np.abs(np.log(each.predict(points.take(heldout_R)) / loss_R[heldout_R])))
+    judgements = {name: _judge(each, loss_R, errors[name]) for name, each in fits.items()}
+    candidates = _not_behind({name: np.concatenate(each) for name, each in errors.items()}) if scales else list(fits)
+    return Choice(min(candidates, key=lambda name: judgements[name].bic), judgements, tuple(scales))
+
+
+def heldout_scales(points: Points) -> dict[str, Mask]:
+    """Return, for each scale, which runs are its largest; a scale is left out where too little would remain to learn it from."""
+    scales = {"N": points.num_parameters_R, "D'": points.specialization_R, "D": points.pretraining_R}
+    found = {}
+    for name, value_R in scales.items():
+        steps = np.unique(value_R[value_R > 0])
+        if len(steps) < _LEAST_VALUES:
+            continue
+        fractions = [(value_R >= step).mean() for step in steps]
+        heldout_R = value_R >= steps[np.argmin(np.abs(np.array(fractions) - _HELD_OUT_FRACTION))]
+        rest = points.take(~heldout_R)
+        if len(np.unique(value_R[~heldout_R])) > 1 and set(rest.domain_R) == set(points.domain_R):
+            found[name] = heldout_R
+    return found
+
+
+def _fits(laws: Mapping[str, Law], points: Points, loss_R: Floats) -> dict[str, Fit]:
+    """Fit each law that there are enough runs for."""
+    found, reason = {}, ""
+    for name, law in laws.items():
+        try:
+            found[name] = fit(law, points, loss_R)
+        except ConfigurationError as error:
+            reason = str(error)
+    if not found:
+        raise ConfigurationError(reason)
+    return found
+
+
+def _judge(found: Fit, loss_R: Floats, errors: list[Floats]) -> Judgement:
+    predicted_R = loss_R * np.exp(found.residual_R)
+    total = float(np.square(loss_R - loss_R.mean()).sum())
+    r2 = 1 - float(np.square(predicted_R - loss_R).sum()) / total if total else 0.0
+    heldout = float(np.expm1(np.concatenate(errors)).mean()) if errors else None
+    size = np.abs(found.residual_R)
+    delta = found.huber_delta
+    huber = np.where(size <= delta, size**2, 2 * delta * size - delta**2).mean()
+    bic = len(loss_R) * float(np.log(max(huber, 1e-30))) + found.num_free * float(np.log(len(loss_R)))
+    return Judgement(found, found.mean_relative_error(), r2, heldout, bic)
+
+
+def _not_behind(errors: Mapping[str, Floats]) -> list[str]:
+    """Return the laws whose errors are at most so many standard errors of the paired difference above the best one's."""
+    best = errors[min(errors, key=lambda name: float(errors[name].mean()))]
+    near = []
+    for name, each in errors.items():
+        difference = each - best
+        if difference.mean() <= _STANDARD_ERRORS * difference.std() / np.sqrt(len(difference)):
+            near.append(name)
+    return near
