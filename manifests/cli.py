@@ -29,6 +29,7 @@ _ELSEWHERE: Final = {
     "gc": ("partition", "Remove the work files of published runs."),
     "train": ("train", "Pretrain the seed, or continue it into one expert per domain."),
     "trace": ("train", "Trace a run: steps, documents, checkpoints, and an audit of all it has seen."),
+    "plan": ("train", "Recommend model size and tokens for a budget, from small runs."),
     "route": ("train", "Place a text and name its expert."),
 }
 """Commands of the other packages: name → (package and extra, one-line help)."""

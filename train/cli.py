@@ -1,4 +1,4 @@
-"""The commands `lmsplit train`, `status`, `trace` and `route`; `lmsplit.manifests.cli` registers them.
+"""The commands `lmsplit train`, `status`, `trace`, `plan` and `route`; `lmsplit.manifests.cli` registers them.
 
 Importing this costs nothing heavy: torch and TRL are imported once a configuration has been read. Results go
 to standard output, progress and logs to standard error.
@@ -22,6 +22,7 @@ from lmsplit.manifests.reader import Domain
 from lmsplit.manifests.store import local_path
 from lmsplit.train.config import Training
 from lmsplit.train.cross_loss import from_records, interference, specialization
+from lmsplit.train.plan_cli import plan as plan
 from lmsplit.train.record import Loss, RunRecord
 from lmsplit.train.router import Route, Router
 from lmsplit.train.status import run_rows

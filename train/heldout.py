@@ -61,7 +61,11 @@ class HeldOut:
 
     def measure(self, model: PreTrainedModel) -> dict[str, HeldOutLoss]:
         """Return a model's loss on every domain."""
-        return {name: evaluate_texts(model, self._encoder, self._texts(name), self._max_length) for name in self.num_documents()}
+        return {name: self.measure_domain(model, name) for name in self.num_documents()}
+
+    def measure_domain(self, model: PreTrainedModel, domain: str) -> HeldOutLoss:
+        """Return a model's loss on one domain."""
+        return evaluate_texts(model, self._encoder, self._texts(domain), self._max_length)
 
     def _texts(self, domain: str) -> Iterator[list[str]]:
         total, wanted = self._manifest.domain(domain).splits["heldout"], self.num_documents()[domain]

@@ -1,0 +1,179 @@
+"""Proposes small runs that pin a scaling law down, the cheapest set that does so within a budget.
+
+```
+what is to be planned (N, D, D') ─► ladders: sizes × D × D' × domains, at fractions of it ─► cost, and how sure the law would be
+                                                              ─► the cheapest that is sure enough, or the surest one affordable
+```
+
+A ladder is cheap because of how it is run (see `ladder_run`): a size has one run at a constant rate to its largest D, and every
+smaller D is a short decay from a checkpoint of it; the same for D' on each domain. How sure: the standard error of the predicted
+loss at what is to be planned, from the Fisher information of the runs, for each of a few laws with typical constants; the worst
+counts. This does *not* train anything.
+
+Shapes: R runs, P parameters.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+
+from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.train.scaling import LAWS, Floats, Parameters, Points, log_loss
+
+DECAY_FRACTION: Final = 0.2
+"""Share of a run's tokens over which the rate falls to zero (arXiv 2405.18392 finds 10 to 20 % enough)."""
+NOISE: Final = 0.005
+"""Relative noise of a measured loss (assumption)."""
+_DOMAIN_TERM: Final = 0.5
+"""Nats that each term of a typical law has at what is to be planned (assumption)."""
+_FRACTIONS: Final = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
+
+
+class Target(NamedTuple):
+    """What is to be planned in the end."""
+
+    num_parameters: float
+    pretraining: float
+    specialization: float
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """Small runs: every size with every D, and from each the experts of some domains with every D'."""
+
+    sizes: tuple[int, ...]
+    pretraining: tuple[int, ...]
+    """D in tokens, rising."""
+    specialization: tuple[int, ...]
+    """D' in tokens, rising."""
+    num_domains: int
+    experts_per_seed: int
+    """Domains that each seed is continued on; they take turns."""
+    standard_error: float = np.nan
+    """Of the predicted loss at the target, relative."""
+
+    def domains_of(self, seed: int) -> tuple[int, ...]:
+        """Return the domains that the seed of this number, counted over sizes and then D, is continued on."""
+        first = seed * self.experts_per_seed
+        return tuple(sorted({(first + each) % self.num_domains for each in range(self.experts_per_seed)}))
+
+    def seeds(self) -> Iterator[tuple[int, int, int]]:
+        """Yield the number, the size and the D of each seed."""
+        for number, (size, tokens) in enumerate(itertools.product(self.sizes, self.pretraining)):
+            yield number, size, tokens
+
+    @property
+    def num_points(self) -> int:
+        """Losses that it measures."""
+        num_seeds = len(self.sizes) * len(self.pretraining)
+        return num_seeds * (self.num_domains + len(self.domains_of(0)) * len(self.specialization))
+
+    @property
+    def flops(self) -> float:
+        """What it costs: trunks to the largest number of tokens, and a decay for each."""
+        trunk = tokens_of_trunk(self.pretraining)
+        branches = len(self.pretraining) * len(self.domains_of(0)) * tokens_of_trunk(self.specialization)
+        return 6.0 * sum(self.sizes) * (trunk + branches)
+
+    def points(self) -> Points:
+        """Return where it measures the loss."""
+        rows = []
+        for number, size, tokens in self.seeds():
+            rows += [(size, tokens, 0, domain) for domain in range(self.num_domains)]
+            rows += [(size, tokens, each, domain) for domain in self.domains_of(number) for each in self.specialization]
+        columns = np.array(rows, float).T
+        return Points(columns[0], columns[1], columns[2], columns[3].astype(np.int64))
+
+
+def tokens_of_trunk(ends: Sequence[int]) -> float:
+    """Return the tokens that one constant run and a decay to each of its ends train on.
+
+    >>> tokens_of_trunk([100, 200])
+    220.0
+    """
+    return (1 - DECAY_FRACTION) * max(ends) + DECAY_FRACTION * sum(ends)
+
+
+def propose(target: Target, num_domains: int, budget: float, precision: float, sizes: Sequence[int]) -> Ladder:
+    """Return the cheapest ladder that is precise enough, or the most precise that the budget pays for.
+
+    Args:
+        target: what is to be planned.
+        num_domains: K.
+        budget: FLOPs, above 0.
+        precision: relative standard error of the predicted loss at the target that is put up with, above 0.
+        sizes: numbers of parameters of models that can be built, the largest first; two to four neighbours are taken.
+
+    Raises:
+        ConfigurationError: the budget pays for none.
+    """
+    candidates = sorted(_candidates(target, num_domains, sizes), key=lambda each: each.flops)
+    affordable = [each for each in candidates if each.flops <= budget]
+    if not affordable:
+        raise ConfigurationError(
+            f"the cheapest ladder takes {candidates[0].flops:.3g} FLOPs, the budget is {budget:.3g}: raise it, or plan for less"
+        )
+    surest = None
+    for each in affordable:
+        error = standard_error(each, target)
+        found = Ladder(each.sizes, each.pretraining, each.specialization, num_domains, each.experts_per_seed, error)
+        if error <= precision:
+            return found
+        if surest is None or error < surest.standard_error:
+            surest = found
+    assert surest is not None
+    return surest
+
+
+def standard_error(ladder: Ladder, target: Target) -> float:
+    """Return the relative standard error of the loss that a ladder would predict at the target, of the worst typical law."""
+    points = ladder.points()
+    size_K, pretraining_K, specialization_K = (np.full(ladder.num_domains, value) for value in target)
+    there = Points(size_K, pretraining_K, specialization_K, np.arange(ladder.num_domains))
+    worst = 0.0
+    for name, parameters_P in _typical(target, ladder.num_domains).items():
+        _, gradient_PR = log_loss(LAWS[name], parameters_P, points)
+        _, wanted_PK = log_loss(LAWS[name], parameters_P, there)
+        scale_P = np.linalg.norm(gradient_PR, axis=1) + 1e-12
+        information_PP = (gradient_PR / scale_P[:, None]) @ (gradient_PR / scale_P[:, None]).T / NOISE**2
+        information_PP += np.eye(len(scale_P)) / scale_P[:, None] ** 2 / _PRIOR**2
+        mean_P = wanted_PK.mean(axis=1) / scale_P
+        worst = max(worst, float(np.sqrt(mean_P @ np.linalg.solve(information_PP, mean_P))))
+    return worst
+
+
+_PRIOR: Final = 1.0
+"""Standard deviation of a parameter before any run: keeps a ladder that says nothing of one from having no error at all."""
+
+
+def _typical(target: Target, num_domains: int) -> dict[str, Floats]:
+    """Return laws whose terms are alike at the target, with exponents as published ones (arXiv 2404.10102, 2102.01293)."""
+    size, pretraining, specialization = (float(np.log(each)) for each in target)
+    term = np.log(_DOMAIN_TERM)
+    floors_K = np.full(num_domains, np.log(4 * _DOMAIN_TERM))
+    found = {
+        "F1": (np.array([0.35, 0.2, specialization - 3.0]), 2),
+        "F2": (np.array([0.3, specialization - 0.6 * pretraining, 0.6]), 1),
+        "F3": (np.array([0.15, 0.15, 0.0, specialization - 3.0]), 1),
+    }
+    typical = {}
+    for name, (exponent_Q, num_terms) in found.items():
+        shapes_T = LAWS[name].log_shapes(exponent_Q, np.array([pretraining]), np.array([specialization]))[0][:, 0]
+        values = Parameters(floors_K, term + 0.35 * size, np.full(num_terms, term) - shapes_T, 0.35, exponent_Q)
+        typical[name] = values.vector()
+    return typical
+
+
+def _candidates(target: Target, num_domains: int, sizes: Sequence[int]) -> Iterator[Ladder]:
+    runs_of_sizes = [tuple(sizes[first : first + count]) for count in (2, 3, 4) for first in range(len(sizes) - count + 1)]
+    for chosen, count, part, few, small in itertools.product(runs_of_sizes, (3, 4, 5), _FRACTIONS, (3, 4), _FRACTIONS[:4]):
+        pretraining = tuple(round(target.pretraining * part / 2**each) for each in reversed(range(count)))
+        specialization = tuple(round(target.specialization * small / 2**each) for each in reversed(range(few)))
+        if specialization[0] < 1 or pretraining[0] < 1:
+            continue
+        for experts in sorted({1, 2, min(4, num_domains), num_domains}):
+            if experts <= num_domains:
+                yield Ladder(tuple(sorted(chosen)), pretraining, specialization, num_domains, experts)
