@@ -29,7 +29,8 @@ NOISE: Final = 0.005
 """Relative noise of a measured loss (assumption)."""
 _DOMAIN_TERM: Final = 0.5
 """Nats that each term of a typical law has at what is to be planned (assumption)."""
-_FRACTIONS: Final = (1.0, 0.5, 0.25, 0.125, 0.0625, 0.03125)
+_FRACTIONS: Final = (1.0, 0.5, 0.25, 0.125)
+"""Of the target's tokens, for the largest D and D': how far a law is trusted past its runs (assumption)."""
 
 
 class Target(NamedTuple):
@@ -168,8 +169,10 @@ def _typical(target: Target, num_domains: int) -> dict[str, Floats]:
 
 
 def _candidates(target: Target, num_domains: int, sizes: Sequence[int]) -> Iterator[Ladder]:
-    runs_of_sizes = [tuple(sizes[first : first + count]) for count in (2, 3, 4) for first in range(len(sizes) - count + 1)]
-    for chosen, count, part, few, small in itertools.product(runs_of_sizes, (3, 4, 5), _FRACTIONS, (3, 4), _FRACTIONS[:4]):
+    near = [size for size in sizes if size >= target.num_parameters * min(_FRACTIONS)]
+    runs_of_sizes = [tuple(sizes[first : first + count]) for count in (2, 3, 4) for first in range(len(near))]
+    runs_of_sizes = [each for each in runs_of_sizes if len(each) > 1]
+    for chosen, count, part, few, small in itertools.product(runs_of_sizes, (3, 4, 5), _FRACTIONS, (3, 4), _FRACTIONS):
         pretraining = tuple(round(target.pretraining * part / 2**each) for each in reversed(range(count)))
         specialization = tuple(round(target.specialization * small / 2**each) for each in reversed(range(few)))
         if specialization[0] < 1 or pretraining[0] < 1:

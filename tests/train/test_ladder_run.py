@@ -1,0 +1,102 @@
+"""Ladders that are run: on a tiny manifest with models of a few thousand parameters."""
+
+import json
+import shutil
+from pathlib import Path
+
+import polars as pl
+import pytest
+
+from lmsplit.manifests.configuration import load
+from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.train.campaign import Campaign
+from lmsplit.train.config import InlineModel, Training
+from lmsplit.train.ladder import Ladder
+from lmsplit.train.ladder_run import LadderRun
+from lmsplit.train.presets import Preset
+from lmsplit.train.runs import read_runs
+from tests.train.runs import MODEL, Command
+
+pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]
+
+LADDER = Ladder((5000, 9000), (1500, 3000), (600, 1200), 3, 2)
+DEFAULTS = Preset(0, 0, 0, 0, 350, True, 32, 4, 0.01, 0.01)
+SHAPES = {
+    5000: (InlineModel(config=MODEL), DEFAULTS),
+    9000: (InlineModel(config=MODEL | {"hidden_size": 24, "intermediate_size": 32}), DEFAULTS),
+}
+
+
+def ladder_run(path: Path, ladder: Ladder = LADDER, seen: list[tuple[int, int]] | None = None) -> LadderRun:
+    """Open a ladder over a configuration."""
+    report = (lambda done, total: None) if seen is None else (lambda done, total: seen.append((done, total)))
+    return LadderRun(Campaign.open(load(Training, path, ())), ladder, SHAPES, report)
+
+
+def test_run_measures_every_point_with_the_tokens_really_trained_on(path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    table = ladder_run(path, seen=seen).run()
+    assert len(table) == LADDER.num_points == seen[-1][0] == seen[-1][1]
+    assert table["loss"].is_finite().all()
+    seeds = table.filter(pl.col("specialization_tokens") == 0)
+    assert seeds.group_by("num_parameters", "pretraining_tokens").len()["len"].to_list() == [3] * 4
+    for wanted, found in zip(LADDER.pretraining, sorted(set(seeds["pretraining_tokens"])), strict=True):
+        assert abs(found - wanted) <= 128  # a step
+    output = path.parent / "out"
+    for segment in (output / "segments").iterdir():
+        facts = json.loads((segment / "segment.json").read_text())
+        assert facts["tokens"] > 0
+    runs = read_runs([str(output)])
+    assert runs.domains == ("d00000", "d00001", "d00002")
+    assert set(runs.tokens) == set(runs.domains)
+    assert set(runs.models) == {5000, 9000}
+    assert runs.configuration == output / "config.yaml"
+
+
+def test_run_goes_on_where_it_was_cut_off(path: Path) -> None:
+    ladder_run(path).run()
+    output = path.parent / "out"
+    whole = (output / "runs.jsonl").read_bytes()
+    lines = whole.splitlines(keepends=True)
+    (output / "runs.jsonl").write_bytes(b"".join(lines[:4]))
+    segments = sorted((output / "segments").iterdir(), key=lambda each: each.stat().st_mtime_ns)
+    kept = {each.name: (each / "model.safetensors").stat().st_mtime_ns for each in segments[: len(segments) // 2]}
+    for each in segments[len(segments) // 2 :]:
+        shutil.rmtree(each)
+    ladder_run(path).run()
+    assert (output / "runs.jsonl").read_bytes() == whole
+    assert all((output / "segments" / name / "model.safetensors").stat().st_mtime_ns == time for name, time in kept.items())
+
+
+def test_run_refuses_the_directory_of_another_ladder(path: Path) -> None:
+    ladder_run(path)._describe()
+    other = Ladder((5000, 9000), (1500, 4500), (600, 1200), 3, 2)
+    with pytest.raises(ConfigurationError, match="holds a ladder with another ladder: choose another --output"):
+        ladder_run(path, other).run()
+
+
+def test_plan_command_proposes_a_ladder(path: Path, licensed_manifest: Path, lmsplit: Command) -> None:
+    values = {"manifest": str(licensed_manifest), "output": "x", "model": "1m", "seed_model": {"tokens": 8_000_000}}
+    path.write_text(json.dumps(values | {"expert": {"tokens": 1_000_000}}))
+    found = lmsplit("plan", str(path), "--ladder", "--budget", "1e16", "--json")
+    assert found.code == 0, found.err
+    proposed = json.loads(found.out)
+    assert proposed["flops"] <= 1e16
+    assert proposed["standard_error"] <= 0.01
+    assert not (path.parent / "ladder").exists()
+    poor = lmsplit("plan", str(path), "--ladder", "--budget", "1e6")
+    assert (poor.code, "the cheapest ladder takes" in poor.err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "b", "--ladder"], "--ladder takes one training configuration, found 2 paths"),
+        (["a", "--run"], "--run goes with --ladder"),
+        (["a", "--ladder", "--precision", "0"], "--precision is 0.0, expected a share"),
+    ],
+)
+def test_plan_command_refuses_options_that_do_not_go_together(arguments: list[str], message: str, lmsplit: Command) -> None:
+    found = lmsplit("plan", *arguments, "--budget", "1e16")
+    assert found.code == 2
+    assert message in found.err
