@@ -30,7 +30,7 @@ _LEAST_VALUES: Final = 3
 """Different values of a scale below which leaving the largest out leaves nothing to extrapolate from."""
 
 _STANDARD_ERRORS: Final = 3.0
-"""How far behind on the left-out runs a law is out. With 1, chance ruled the generating law out in 1 of 12 cases (by hand)."""
+"""How far behind on the left-out runs a law is out. With 1, chance ruled the generating law out in 1 of 48 draws (by hand)."""
 
 Mask = npt.NDArray[np.bool_]
 
