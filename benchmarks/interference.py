@@ -32,13 +32,11 @@ import polars as pl
 import pyarrow as pa
 from matplotlib.figure import Figure
 from measure import RESULTS, write_results
-from vectors import CORPUS
+from vectors import CORPUS, manifest
 
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.layout import domain_index
 from lmsplit.manifests.reader import Manifest
-from lmsplit.partition.config import Partition
-from lmsplit.partition.pipeline import partition
 from lmsplit.train import experts
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import Training
@@ -125,13 +123,7 @@ class Bench:
     def __init__(self, output: Path, corpus: str, model: str) -> None:
         self.output = output
         self.model = model
-        directory = output / "manifest"
-        if not (directory / "commits").exists():
-            grouped = pl.read_parquet(corpus).with_columns(pl.col("id").str.split("#").list.first().alias("group"))
-            grouped.write_parquet(output / "corpus.parquet", row_group_size=5000)
-            values = {"input": {"paths": str(output / "corpus.parquet"), "group": "group"}, "output": str(directory)}
-            partition(Partition.model_validate(values | {"domains": DOMAINS, "encoder": "lexical"}))
-        self.manifest = Manifest.open(directory)
+        self.manifest = manifest(output, corpus, DOMAINS)
         self.shuffled = ShuffledManifest.of(self.manifest)
         documents = held_out(self.manifest)
         self.texts = documents["text"].to_list()
@@ -210,7 +202,7 @@ class Bench:
         }
 
     def _open(self, manifest: Manifest, seed: int, expert: dict[str, Any]) -> Campaign:
-        path = self.output / "train.yaml"
+        path = self.output / f"train-{seed}.yaml"
         path.write_text(json.dumps(self._values(seed, expert)))
         campaign = Campaign.open(load(Training, path, ()))
         return Campaign(campaign.configuration, manifest, campaign.encoder)
@@ -322,13 +314,15 @@ def main() -> None:
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / ".cache" / "interference")
     parser.add_argument("--model", default="1m")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", type=int, help="measure this seed and write nothing: several at a time, a thread each")
     options = parser.parse_args()
-    options.output.mkdir(parents=True, exist_ok=True)
     bench = Bench(options.output, options.corpus, options.model)
     seeds = list(range(options.seeds))
-    for seed in seeds:
+    for seed in seeds if options.only is None else [options.only]:
         for name in ("seed", *ARMS):
             bench.measured(name, seed)
+    if options.only is not None:
+        return
     rows = [row(bench, name, seeds) for name in ARMS]
     name = "interference" if options.model == "1m" else f"interference_{options.model}"
     write_results(name, "Experts and the other domains", __doc__ or "", rows)

@@ -16,7 +16,10 @@ import polars as pl
 from threadpoolctl import threadpool_limits
 
 from lmsplit.manifests.placement import Floats
+from lmsplit.manifests.reader import Manifest
 from lmsplit.partition import lexical
+from lmsplit.partition.config import Partition
+from lmsplit.partition.pipeline import partition
 
 CORPUS = "../shared/corpora/*.parquet"
 _CACHE = Path(__file__).parent / ".cache"
@@ -43,6 +46,18 @@ def encoded(encoder: str, corpus: str = CORPUS) -> Encoded:
         _CACHE.mkdir(exist_ok=True)
         np.save(file, _encode(encoder, documents["text"].to_list()))
     return Encoded(documents, np.load(file))
+
+
+def manifest(output: Path, corpus: str, domains: int) -> Manifest:
+    """Open `<output>/manifest`, the corpus in domains by `lexical`, cuts of one original in one split; made on the first call."""
+    directory = output / "manifest"
+    if not (directory / "commits").exists():
+        output.mkdir(parents=True, exist_ok=True)
+        grouped = pl.read_parquet(corpus).with_columns(pl.col("id").str.split("#").list.first().alias("group"))
+        grouped.write_parquet(output / "corpus.parquet", row_group_size=5000)
+        values = {"input": {"paths": str(output / "corpus.parquet"), "group": "group"}, "output": str(directory)}
+        partition(Partition.model_validate(values | {"domains": domains, "encoder": "lexical"}))
+    return Manifest.open(directory)
 
 
 def _encode(encoder: str, texts: list[str]) -> Floats:
