@@ -223,7 +223,7 @@ class LadderRun:
             "manifest_digest": self.campaign.manifest.digest,
             "tokenizer_digest": self.campaign.encoder.digest,
             "tokens": tokens,
-            "models": {str(size): inline.model_dump() for size, (inline, _) in self._shapes.items()},
+            "models": {str(size): preset.keys(inline.config) for size, (inline, preset) in self._shapes.items()},
             "ladder": dataclasses.asdict(self.ladder),
             "decay_fraction": DECAY_FRACTION,
             "training": configuration.model_dump(mode="json", include={"seed_model", "expert", "where", "sft", "seed"}),

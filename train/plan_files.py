@@ -12,7 +12,7 @@ import numpy as np
 import yaml
 
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.train.allocation import FLOPS_PER_PARAMETER_AND_TOKEN, Allocation
+from lmsplit.train.allocation import FLOPS_PER_PARAMETER_AND_TOKEN
 from lmsplit.train.plan import Plan, at_size
 from lmsplit.train.presets import PRESETS, preset_near
 from lmsplit.train.runs import Runs
@@ -31,7 +31,8 @@ def training_configuration(plan: Plan, runs: Runs) -> str:
     """Return the YAML of a training configuration for a plan.
 
     It is the runs' own configuration, where there is one beside them, with another model and other numbers of tokens. A size
-    that none of the runs has becomes the nearest shape that can be built, and the budget is spent again for its size.
+    that none of the runs has becomes the nearest shape that can be built, and the budget is spent again for its size. After a
+    ladder the schedule is the ladder's: constant, with a short decay at the end.
 
     Args:
         plan: the recommendation.
@@ -41,16 +42,17 @@ def training_configuration(plan: Plan, runs: Runs) -> str:
     if runs.configuration is not None:
         values |= yaml.safe_load(runs.configuration.read_text(encoding="utf-8"))
     values["output"] = "planned-experts"
-    model, allocation = _model(plan, runs, values)
-    values["model"] = model
-    values["seed_model"] = (values.get("seed_model") or {}) | {"tokens": round(allocation.pretraining)}
-    expert = {key: each for key, each in (values.get("expert") or {}).items() if key != "domain_tokens"}
+    keys, size = _model(plan, runs, values)
+    allocation = at_size(plan, size)
     tokens_K = allocation.specialization_K
-    values["expert"] = expert | {"tokens": max(1, round(float(tokens_K.mean())))}
+    values["model"] = keys["model"]
+    values["seed_model"] = _phase(values, keys, "seed_model", allocation.pretraining, runs.decay_fraction)
+    values["expert"] = _phase(values, keys, "expert", max(1.0, float(tokens_K.mean())), runs.decay_fraction)
+    values["sft"] = keys.get("sft", {}) | (values.get("sft") or {})
+    values["expert"].pop("domain_tokens", None)
     if tokens_K.max() - tokens_K.min() > 1:
-        values["expert"]["domain_tokens"] = {
-            name: max(1, round(float(each))) for name, each in zip(plan.domains, tokens_K, strict=True)
-        }
+        of_domains = {name: max(1, round(float(each))) for name, each in zip(plan.domains, tokens_K, strict=True)}
+        values["expert"]["domain_tokens"] = of_domains
     head = [
         f"{plan.question.budget:.4g} FLOPs in total; law {plan.choice.law} predicts {allocation.loss:.4f} nats per token",
         "for each expert on its own domain, on average",
@@ -60,19 +62,34 @@ def training_configuration(plan: Plan, runs: Runs) -> str:
     return "".join(f"# {line}\n" for line in head) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
 
 
-def _model(plan: Plan, runs: Runs, values: dict[str, Any]) -> tuple[Any, Allocation]:
-    """Return the configuration's `model`, and the plan for its size."""
+def _phase(
+    values: dict[str, Any], keys: dict[str, Any], name: str, tokens: float, decay_fraction: float | None
+) -> dict[str, Any]:
+    """Return a section of the configuration with the keys of a model and a number of tokens."""
+    section = {key: each for key, each in (values.get(name) or {}).items() if each is not None}
+    section = dict(keys.get(name, {})) | section | {"tokens": round(tokens)}
+    if decay_fraction is not None:
+        sizes = keys.get("sft", {}) | (values.get("sft") or {})
+        steps = max(1.0, tokens / sizes["max_length"] / sizes["per_device_train_batch_size"])
+        decay = {"num_decay_steps": max(1, round(decay_fraction * steps)), "decay_type": "linear"}
+        schedule = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": decay}
+        section["sft"] = (section.get("sft") or {}) | schedule
+    return section
+
+
+def _model(plan: Plan, runs: Runs, values: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """Return the keys of a configuration that are a model's, and its size."""
     wanted = plan.best.num_parameters
-    for num_parameters, model in runs.models.items():
+    for num_parameters, keys in runs.models.items():
         if abs(wanted / num_parameters - 1) < _SAME_SIZE:
-            return model, at_size(plan, num_parameters)
+            return keys, num_parameters
     tokenizer = values.get("tokenizer")
     vocabulary = tokenizer.get("vocabulary_size") if isinstance(tokenizer, dict) else None
     if vocabulary is None:
         nearest = min(PRESETS.values(), key=lambda each: abs(np.log(each.num_parameters / wanted)))
         vocabulary = nearest.vocabulary_size
     shape = preset_near(wanted, vocabulary)
-    return {"config": shape.model_config(vocabulary)}, at_size(plan, shape.num_parameters)
+    return shape.keys(shape.model_config(vocabulary)), shape.num_parameters
 
 
 def draw(plan: Plan, runs: Runs, path: Path) -> None:

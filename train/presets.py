@@ -64,6 +64,19 @@ class Preset:
             "tie_word_embeddings": self.tied_embeddings,
         }
 
+    def keys(self, config: dict[str, Any]) -> dict[str, Any]:
+        """Return the keys of a training configuration for a model that is no preset but is trained as this one.
+
+        Args:
+            config: of the model, as transformers takes it.
+        """
+        return {
+            "model": {"config": config},
+            "seed_model": {"learning_rate": self.seed_learning_rate},
+            "expert": {"learning_rate": self.expert_learning_rate},
+            "sft": {"max_length": self.max_length, "per_device_train_batch_size": self.batch_size},
+        }
+
 
 PRESETS: Final[dict[str, Preset]] = {
     "1m": Preset(128, 320, 3, 4, 4096, True, 256, 8, 3e-3, 3e-3),

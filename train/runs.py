@@ -52,8 +52,10 @@ class Runs:
     """Where the manifest of the runs is; None for a table of anybody's."""
     tokens: dict[str, int] = field(default_factory=dict)
     """Training tokens of each domain, where a run's record says so."""
-    models: dict[int, Any] = field(default_factory=dict)
-    """`model` of a training configuration, by number of parameters, where a run's record says so."""
+    models: dict[int, dict[str, Any]] = field(default_factory=dict)
+    """Keys of a training configuration that are a model's, by number of parameters, where a run's record says so."""
+    decay_fraction: float | None = None
+    """Share of a run over which the rate fell to zero, from a constant one; None where it had another schedule."""
     configuration: Path | None = None
     """The training configuration of the first runs, where there is one beside them."""
 
@@ -91,6 +93,7 @@ def read_runs(paths: Sequence[str]) -> Runs:
             facts = json.loads((path / LADDER).read_text(encoding="utf-8"))
             models = {int(size): model for size, model in facts["models"].items()}
             known = replace(known, manifest=facts["manifest"], tokens=facts["tokens"], models=models)
+            known = replace(known, decay_fraction=facts["decay_fraction"])
         beside = path / _CONFIGURATION
         configurations += [beside] if beside.is_file() else []
     table = pl.concat(frames)
@@ -111,10 +114,10 @@ def read_runs(paths: Sequence[str]) -> Runs:
     return replace(known, points=points, loss_R=table["loss"].to_numpy(), domains=domains, configuration=configuration)
 
 
-def _model(record: RunRecord) -> Any:
+def _model(record: RunRecord) -> dict[str, Any]:
     """Return what a configuration calls the model of a seed: a preset's name, or `{config: …}`."""
     described = record.configuration["model"]
-    return described.get("preset") or described.get("hub") or described
+    return {"model": described.get("preset") or described.get("hub") or described}
 
 
 def _read_table(path: Path) -> pl.DataFrame:

@@ -14,6 +14,7 @@ from lmsplit.train.config import InlineModel, Training
 from lmsplit.train.ladder import Ladder
 from lmsplit.train.ladder_run import LadderRun
 from lmsplit.train.presets import Preset
+from lmsplit.train.record import read_record
 from lmsplit.train.runs import read_runs
 from tests.train.runs import MODEL, Command
 
@@ -66,6 +67,23 @@ def test_run_goes_on_where_it_was_cut_off(path: Path) -> None:
     ladder_run(path).run()
     assert (output / "runs.jsonl").read_bytes() == whole
     assert all((output / "segments" / name / "model.safetensors").stat().st_mtime_ns == time for name, time in kept.items())
+
+
+def test_plan_of_a_ladder_is_a_configuration_that_trains(path: Path, lmsplit: Command) -> None:
+    ladder_run(path).run()
+    directory = path.parent / "out"
+    size = read_runs([str(directory)]).points.num_parameters_R.max()
+    planned = lmsplit("plan", str(directory), "--budget", str(6 * size * 6000), "-o", str(path.parent / "plan"), "--json")
+    assert planned.code == 0, planned.err
+    found = json.loads(planned.out)
+    configuration = load(Training, found["configuration"], (f"output={path.parent / 'planned'}",))
+    assert configuration.seed_model.learning_rate == 0.01
+    assert configuration.seed_model.sft["lr_scheduler_type"] == "warmup_stable_decay"
+    assert configuration.sft["max_length"] == 32
+    trained = lmsplit("train", found["configuration"], "--seed-model", "--set", f"output={path.parent / 'planned'}")
+    assert trained.code == 0, trained.err
+    record = read_record(path.parent / "planned" / "seed")
+    assert abs(record.pretraining_tokens - configuration.seed_model.tokens) < 256
 
 
 def test_run_refuses_the_directory_of_another_ladder(path: Path) -> None:
