@@ -3,8 +3,9 @@
 The corpora in twelve domains (`lexical`), a tokenizer of 2,048 tokens, rows of 256. A ladder of small models, as `lmsplit plan
 --ladder --run` makes it, gives the runs; the law is chosen and fitted on them.
 
-- `interpolating`: mean |predicted − measured| ÷ measured over runs that the fit did not see, a fifth of the ladder's experts at a
-  time. `at 4×`: the same where the runs of more than a quarter of the dearest run's compute are left out, over these.
+- `interpolating`: mean |predicted − measured| ÷ measured over runs that the fit did not see, a fifth of the trunks of experts at
+  a time. `at 4×`: the same where the runs of more than a quarter of the dearest run's compute are left out, over these; `chosen at
+  4×`: the law that is chosen without them.
 - the sweep: models of `--size` parameters, one budget in total, spent in each of several ways from nearly all on the experts to
   no split, with the ladder's schedule; seed and experts of `--experts` domains trained and measured. `predicted` is the law's.
   `over the best`: measured loss over the lowest measured one. The plan's own choice and 80/20 are among them.
@@ -32,6 +33,7 @@ from lmsplit.train.plan_files import draw
 from lmsplit.train.presets import preset_near
 from lmsplit.train.runs import Runs, read_runs
 from lmsplit.train.scaling import LAWS
+from lmsplit.train.scaling_choice import choose
 from lmsplit.train.scaling_fit import fit
 
 DOMAINS: Final = 12
@@ -84,10 +86,15 @@ def errors(runs: Runs) -> list[dict[str, Any]]:
     """Return a row for each law."""
     compute_R = runs.points.num_parameters_R * (runs.points.pretraining_R + runs.points.specialization_R)
     experts = np.flatnonzero(runs.points.specialization_R > 0)
-    folds = np.random.default_rng(0).permutation(len(experts)) % 5
-    chosen = recommend(runs, Question(1e15)).choice
+    trunks = np.stack([runs.points.num_parameters_R, runs.points.pretraining_R, runs.points.domain_R], axis=1)[experts]
+    _, trunk = np.unique(trunks, axis=0, return_inverse=True)
+    folds = (np.random.default_rng(0).permutation(trunk.max() + 1) % 5)[trunk.ravel()]
+    chosen = choose(runs.points, runs.loss_R)
+    large = compute_R > compute_R.max() / 4
+    rest = without(runs, large)
+    before = choose(rest.points, rest.loss_R).law
     rows = []
-    for name in LAWS:
+    for name in chosen.judgements:
         inside = []
         for fold in range(5):
             left_out = np.zeros(len(runs.loss_R), bool)
@@ -102,8 +109,9 @@ def errors(runs: Runs) -> list[dict[str, Any]]:
                 "R2": judgement.r2,
                 "left-out scales": judgement.heldout_mre,
                 "interpolating": float(np.mean(inside)),
-                "at 4×": error(name, runs, compute_R > compute_R.max() / 4),
-                "left out at 4×": int((compute_R > compute_R.max() / 4).sum()),
+                "at 4×": error(name, runs, large),
+                "left out at 4×": int(large.sum()),
+                "chosen at 4×": name == before,
             }
         )
     return rows

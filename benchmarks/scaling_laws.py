@@ -8,8 +8,8 @@ bootstrap.
   with the generating law; `Cramér-Rao`: what no unbiased estimate that knows the law can beat. `covered`: how often the 90 %
   interval of the predicted loss holds the law's loss there, and that of the share of pretraining the best share. `seconds`:
   median of the whole.
-- `scaling_chinchilla`: 245 runs at sizes and tokens over the published grid's range (70M to 16B parameters, 5B to 500B tokens)
-  with the constants of arXiv 2404.10102, without noise and with 0.5 %: the constants found.
+- `scaling_chinchilla`: 245 runs over the published range (70M to 16B parameters, 6e18 to 3e21 FLOPs, 5B to 500B tokens), N and D
+  tied to each other by it as there, with the constants of arXiv 2404.10102, without noise and with 0.5 %: the constants found.
 
 Takes 20 minutes on 2 cores.
 """
@@ -121,7 +121,7 @@ def row(name: str, num_draws: int, workers: int) -> dict[str, Any]:
     """Return a row of the table."""
     with ProcessPoolExecutor(workers) as pool:
         found = list(pool.map(partial(trial, name), range(num_draws)))
-    mean = {key: statistics.mean(each[key] for each in found) for key in ("covered", "fraction covered")}
+    mean = {key: statistics.mean(float(each[key]) for each in found) for key in ("covered", "fraction covered")}
     chosen = [each["selected"] for each in found]
     return {
         "law": name,
@@ -140,8 +140,10 @@ def row(name: str, num_draws: int, workers: int) -> dict[str, Any]:
 def chinchilla(noise: float) -> dict[str, Any]:
     """Return the constants that are found in losses made by the published ones."""
     generator = np.random.default_rng(0)
-    sizes, tokens = (np.exp(generator.uniform(np.log(low), np.log(high), 245)) for low, high in ((7e7, 1.6e10), (5e9, 5e11)))
-    points = Points(sizes, tokens, np.zeros(245), np.zeros(245, np.int64))
+    sizes, flops = (np.exp(generator.uniform(np.log(low), np.log(high), 5000)) for low, high in ((7e7, 1.6e10), (6e18, 3e21)))
+    tokens = flops / 6 / sizes
+    chosen = np.flatnonzero((tokens > 5e9) & (tokens < 5e11))[:245]
+    points = Points(sizes[chosen], tokens[chosen], np.zeros(245), np.zeros(245, np.int64))
     loss_R = predict(LAWS["F0"], CHINCHILLA, points) * np.exp(generator.normal(0, noise, 245))
     values = fit(LAWS["F0"], points, loss_R).parameters
     return {

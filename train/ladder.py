@@ -25,6 +25,8 @@ from lmsplit.train.scaling import LAWS, Floats, Parameters, Points, log_loss
 
 DECAY_FRACTION: Final = 0.2
 """Share of a run's tokens over which the rate falls to zero (arXiv 2405.18392 finds 10 to 20 % enough)."""
+LEAST_STEPS: Final = 20
+"""Steps below which a run is warm-up and little else (assumption)."""
 NOISE: Final = 0.005
 """Relative noise of a measured loss (assumption)."""
 _DOMAIN_TERM: Final = 0.5
@@ -98,7 +100,9 @@ def tokens_of_trunk(ends: Sequence[int]) -> float:
     return (1 - DECAY_FRACTION) * max(ends) + DECAY_FRACTION * sum(ends)
 
 
-def propose(target: Target, num_domains: int, budget: float, precision: float, sizes: Sequence[int]) -> Ladder:
+def propose(
+    target: Target, num_domains: int, budget: float, precision: float, sizes: Sequence[int], tokens_per_step: int = 1
+) -> Ladder:
     """Return the cheapest ladder that is precise enough, or the most precise that the budget pays for.
 
     Args:
@@ -107,11 +111,18 @@ def propose(target: Target, num_domains: int, budget: float, precision: float, s
         budget: FLOPs, above 0.
         precision: relative standard error of the predicted loss at the target that is put up with, above 0.
         sizes: numbers of parameters of models that can be built, the largest first; two to four neighbours are taken.
+        tokens_per_step: of the training; no run has fewer than `LEAST_STEPS` steps.
 
     Raises:
         ConfigurationError: the budget pays for none.
     """
-    candidates = sorted(_candidates(target, num_domains, sizes), key=lambda each: each.flops)
+    least = LEAST_STEPS * tokens_per_step
+    candidates = sorted(_candidates(target, num_domains, sizes, least), key=lambda each: each.flops)
+    if not candidates:
+        raise ConfigurationError(
+            f"what is planned is too small for a ladder: its D' of {target.specialization:,.0f} tokens leaves no room for three "
+            f"smaller ones of at least {LEAST_STEPS} steps, {least:,} tokens"
+        )
     affordable = [each for each in candidates if each.flops <= budget]
     if not affordable:
         raise ConfigurationError(
@@ -168,14 +179,14 @@ def _typical(target: Target, num_domains: int) -> dict[str, Floats]:
     return typical
 
 
-def _candidates(target: Target, num_domains: int, sizes: Sequence[int]) -> Iterator[Ladder]:
+def _candidates(target: Target, num_domains: int, sizes: Sequence[int], least_tokens: int = 1) -> Iterator[Ladder]:
     near = [size for size in sizes if size >= target.num_parameters * min(_FRACTIONS)]
     runs_of_sizes = [tuple(sizes[first : first + count]) for count in (2, 3, 4) for first in range(len(near))]
     runs_of_sizes = [each for each in runs_of_sizes if len(each) > 1]
     for chosen, count, part, few, small in itertools.product(runs_of_sizes, (3, 4, 5), _FRACTIONS, (3, 4), _FRACTIONS):
         pretraining = tuple(round(target.pretraining * part / 2**each) for each in reversed(range(count)))
         specialization = tuple(round(target.specialization * small / 2**each) for each in reversed(range(few)))
-        if specialization[0] < 1 or pretraining[0] < 1:
+        if specialization[0] < least_tokens or pretraining[0] < least_tokens:
             continue
         for experts in sorted({1, 2, min(4, num_domains), num_domains}):
             if experts <= num_domains:

@@ -42,10 +42,11 @@ def plan_ladder(config: str, budget: float, precision: float, output: str, *, ru
     Raises:
         ConfigurationError: the model is no preset, or the budget is too small.
     """
-    configuration = load(Training, config, (f"output={output}",))
-    if configuration.model not in PRESETS:
+    configuration = load(Training, config).model_copy(update={"output": output})
+    _check(configuration, config)
+    if not isinstance(configuration.model, str) or configuration.model not in PRESETS:
         raise ConfigurationError(f"--ladder needs a preset as the model to plan for ({', '.join(PRESETS)}), as {config} has none")
-    preset = PRESETS[str(configuration.model)]
+    preset = PRESETS[configuration.model]
     tokenizer = configuration.tokenizer
     if isinstance(tokenizer, str):
         raise ConfigurationError("--ladder trains models from scratch with a tokenizer of its own: remove the key tokenizer")
@@ -54,7 +55,10 @@ def plan_ladder(config: str, budget: float, precision: float, output: str, *, ru
     shapes = _shapes(preset, vocabulary)
     num_domains = len(Manifest.open(configuration.manifest).domains)
     target = Target(max(shapes), configuration.seed_model.tokens, configuration.expert.tokens)
-    ladder = propose(target, num_domains, budget, precision, sorted(shapes, reverse=True))
+    sizes = {"max_length": preset.max_length, "per_device_train_batch_size": preset.batch_size} | configuration.sft
+    rows = sizes["per_device_train_batch_size"] * sizes.get("gradient_accumulation_steps", 1)
+    tokens_per_step = int(sizes["max_length"] * rows)
+    ladder = propose(target, num_domains, budget, precision, sorted(shapes, reverse=True), tokens_per_step)
     if not run:
         _show(ladder, target, precision, as_json)
         return
@@ -64,6 +68,26 @@ def plan_ladder(config: str, budget: float, precision: float, output: str, *, ru
         print_json(_facts(ladder) | {"runs": str(Path(output) / "runs.jsonl"), "measured": len(table)})
     else:
         Console().print(f"{len(table)} losses in {Path(output) / 'runs.jsonl'}: lmsplit plan {output} --budget FLOPS")
+
+
+def _check(configuration: Training, config: str) -> None:
+    """Refuse what a ladder does not do, or the plan would be for other runs than it."""
+    seed, expert = configuration.seed_model, configuration.expert
+    given = {
+        "seed_model.mixture": seed.mixture != "natural",
+        "expert.replay": bool(expert.replay),
+        "expert.interference": expert.interference is not None,
+        "expert.optimizer_state": expert.optimizer_state != "fresh",
+        "expert.domain_tokens": bool(expert.domain_tokens),
+        "executor": configuration.executor.kind != "local" or configuration.executor.processes > 1,
+    }
+    for name, phase in (("seed_model", seed), ("expert", expert)):
+        given |= {f"{name}.sft": bool(phase.sft), f"{name}.where": phase.where is not None}
+        given[f"{name}.max_repetitions"] = phase.max_repetitions is not None
+    if found := [name for name, is_given in given.items() if is_given]:
+        raise ConfigurationError(
+            f"--ladder trains plain seeds and experts in one process: remove {', '.join(found)} from {config}"
+        )
 
 
 def _shapes(preset: Preset, vocabulary: int) -> Shapes:

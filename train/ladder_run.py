@@ -14,7 +14,9 @@ which runs to make: see `ladder`.
 """
 
 import dataclasses
+import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -23,17 +25,18 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import torch
 from datasets import Dataset
 from transformers import PrinterCallback
 
-from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.manifests.errors import ConfigurationError, LmsplitError
 from lmsplit.manifests.reader import Domain
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import InlineModel
 from lmsplit.train.directory import whole_directory, write_whole
 from lmsplit.train.heldout import HeldOut
 from lmsplit.train.ladder import DECAY_FRACTION, Ladder
-from lmsplit.train.models import build_model, count_parameters, load_model
+from lmsplit.train.models import attention_kind, build_model, count_parameters, load_model
 from lmsplit.train.optimizer import load_optimizer_state, save_optimizer_state
 from lmsplit.train.order import draw_rows
 from lmsplit.train.presets import Preset
@@ -101,10 +104,9 @@ class LadderRun:
             LmsplitError: there is nothing to train on.
         """
         self._describe()
-        order = self._order(self._mixture(), self.ladder.pretraining[-1])
+        order = self._order(self._mixture(), self.ladder.pretraining)
         for number, size, tokens in self.ladder.seeds():
-            seed = self._decayed(f"{size}", order, tokens, self.ladder.pretraining, None, size)
-            trained = int(order.tokens_of_steps[order.step_at(tokens)])
+            seed, trained = self._decayed(f"{size}", order, tokens, self.ladder.pretraining, None, size)
             self._measure(seed, (trained, 0), list(self.campaign.manifest.domains))
             for index in self.ladder.domains_of(number):
                 self._experts(seed, size, trained, self.campaign.manifest.domains[index])
@@ -112,10 +114,10 @@ class LadderRun:
 
     def _experts(self, seed: Path, size: int, pretraining: int, domain: Domain) -> None:
         packed = self.campaign.packed(domain, self.campaign.configuration.where)
-        order = self._order([Share(packed, 1.0)], self.ladder.specialization[-1])
+        order = self._order([Share(packed, 1.0)], self.ladder.specialization)
         for tokens in self.ladder.specialization:
-            expert = self._decayed(f"{seed.name}-{domain.domain}", order, tokens, self.ladder.specialization, seed, size)
-            trained = int(order.tokens_of_steps[order.step_at(tokens)])
+            name = f"{seed.name}-{domain.domain}"
+            expert, trained = self._decayed(name, order, tokens, self.ladder.specialization, seed, size)
             self._measure(expert, (pretraining, trained), [domain])
 
     def _mixture(self) -> list[Share]:
@@ -123,7 +125,7 @@ class LadderRun:
         packs = [self.campaign.packed(each, self.campaign.configuration.where) for each in self.campaign.manifest.domains]
         return [Share(packed, float(packed.num_tokens)) for packed in packs]
 
-    def _order(self, shares: Sequence[Share], tokens: int) -> Order:
+    def _order(self, shares: Sequence[Share], ends: Sequence[int]) -> Order:
         fields = self.campaign.configuration.sft
         _, preset = self._shapes[self.ladder.sizes[0]]
         config = phase_config(fields, preset, 1e-3, self.campaign.configuration.seed, str(self._output))
@@ -131,15 +133,25 @@ class LadderRun:
         drawn = draw_rows(
             [share.packed.row_lengths() for share in shares],
             [share.share for share in shares],
-            tokens,
+            ends[-1],
             rows_per_step,
             self.campaign.configuration.seed,
         )
         rows, position_S = joined_rows(shares, drawn)
-        return Order(rows, position_S, tokens_of_steps(shares, drawn))
+        order = Order(rows, position_S, tokens_of_steps(shares, drawn))
+        cuts = [0, *(order.step_at((1 - DECAY_FRACTION) * end) for end in ends)]
+        short = any(later <= cut for cut, later in itertools.pairwise(cuts))
+        if short or any(order.step_at(end) <= cut for end, cut in zip(ends, cuts[1:], strict=True)):
+            raise ConfigurationError(
+                f"{ends[0]:,} tokens, at {order.tokens_of_steps[1]:,} for a step, are too few for a constant rate and a decay, "
+                "or within a step of the next number: choose larger ones, or smaller batches"
+            )
+        return order
 
-    def _decayed(self, trunk: str, order: Order, tokens: int, ends: Sequence[int], start: Path | None, size: int) -> Path:
-        """Return the directory of a model that was trained on so many tokens, the last of them at a falling rate."""
+    def _decayed(
+        self, trunk: str, order: Order, tokens: int, ends: Sequence[int], start: Path | None, size: int
+    ) -> tuple[Path, int]:
+        """Return a model that was trained on so many tokens, the last of them at a falling rate, and how many they were."""
         warmup = max(1, round(_WARMUP * order.step_at(ends[0])))
         before, step = start, 0
         for end in ends[: ends.index(tokens) + 1]:
@@ -148,7 +160,8 @@ class LadderRun:
                 before = self._segment(f"{trunk}-{until}", before, order, (step, until), size, warmup if step == 0 else 0, start)
                 step = until
         last = order.step_at(tokens)
-        return self._segment(f"{trunk}-{step}-{last}", before, order, (step, max(last, step + 1)), size, None, start)
+        segment = self._segment(f"{trunk}-{step}-{last}", before, order, (step, last), size, None, start)
+        return segment, int(order.tokens_of_steps[last])
 
     def _segment(
         self,
@@ -166,7 +179,9 @@ class LadderRun:
             return directory
         inline, preset = self._shapes[size]
         configuration = self.campaign.configuration
-        model = load_model(before) if before else build_model(inline, self.campaign.encoder.tokenizer, configuration.seed)
+        attention = attention_kind(configuration.attention)
+        tokenizer = self.campaign.encoder.tokenizer
+        model = load_model(before, attention) if before else build_model(inline, tokenizer, configuration.seed, attention)
         schedule = "linear" if warmup is None else "constant_with_warmup"
         fields = configuration.sft | {"lr_scheduler_type": schedule, "lr_scheduler_kwargs": {}, "warmup_steps": warmup or 0}
         phase = configuration.seed_model if start is None else configuration.expert
@@ -204,12 +219,23 @@ class LadderRun:
             return
         model = load_model(directory)
         size = count_parameters(model).total
+        if torch.accelerator.is_available():
+            model = model.to(torch.accelerator.current_accelerator())
         for domain in domains:
             loss = self._heldout.measure_domain(model, domain.domain).nats_per_token
+            if loss is None or not math.isfinite(loss):
+                raise LmsplitError(
+                    f"the held-out loss of {directory.name} on {domain.domain} is {loss}: lower the learning rate, or partition "
+                    "again so that every domain has held-out documents"
+                )
             values = (size, *tokens, domain.domain, loss)
             rows.append({"run": directory.name} | dict(zip(_COLUMNS, values, strict=True)))
         write_whole(path, "".join(json.dumps(row) + "\n" for row in rows))
         self._progress(len(rows), self.ladder.num_points)
+
+    def _count(self, inline: InlineModel) -> int:
+        """Return the number of parameters that a model has with the tokenizer as it is."""
+        return count_parameters(build_model(inline, self.campaign.encoder.tokenizer, 0)).total
 
     def _describe(self) -> None:
         """Write what `lmsplit plan` has to know of the runs; refuse to go on with those of another ladder."""
@@ -223,8 +249,8 @@ class LadderRun:
             "manifest_digest": self.campaign.manifest.digest,
             "tokenizer_digest": self.campaign.encoder.digest,
             "tokens": tokens,
-            "models": {str(size): preset.keys(inline.config) for size, (inline, preset) in self._shapes.items()},
-            "ladder": dataclasses.asdict(self.ladder),
+            "models": {str(self._count(inline)): preset.keys(inline.config) for inline, preset in self._shapes.values()},
+            "ladder": dataclasses.asdict(self.ladder) | {"standard_error": None},
             "decay_fraction": DECAY_FRACTION,
             "training": configuration.model_dump(mode="json", include={"seed_model", "expert", "where", "sft", "seed"}),
         }

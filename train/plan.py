@@ -13,15 +13,16 @@ Shapes: K domains.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
 
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.train.allocation import FLOPS_PER_PARAMETER_AND_TOKEN, Allocation, Predictor, Supply, allocate, best_size, spend
+from lmsplit.train.plan_warnings import warnings_of
 from lmsplit.train.runs import Runs
-from lmsplit.train.scaling import LAWS
+from lmsplit.train.scaling import LAWS, Law
 from lmsplit.train.scaling_choice import Choice, choose
 from lmsplit.train.scaling_fit import Fit, bootstrap, fit, spread
 
@@ -30,12 +31,9 @@ REPETITIONS: Final = 4.0
 _SMALLER, _LARGER = 0.1, 1000.0
 """Sizes that are looked at, over the smallest and the largest of the runs (assumption)."""
 _NEAR_SIZE: Final = 0.01
-_FAR: Final = 1.05
-"""How far past the runs a plan goes before it says so."""
-_GOOD_MRE: Final = 0.02
-_GOOD_R2: Final = 0.9
-_SAME_FRACTION: Final = 0.1
-"""Above these the fit is called poor, below the first laws disagree (assumptions)."""
+_SHARE_DRAWS: Final = 50
+"""Draws for which the budget is allocated anew, to see how far the best share of pretraining varies."""
+_NULL: Final = "F0"
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ class Question:
     repetitions: float = REPETITIONS
     """How often a token may be trained on, in both phases together."""
     law: str | None = None
-    """The law to use; None: the one that predicts the largest runs best."""
+    """The law to use; None: see `scaling_choice`."""
     own_laws: bool = False
     """Fit each domain by itself, which gives each a D' of its own."""
     num_draws: int = 200
@@ -83,7 +81,7 @@ class Plan:
     fraction_interval: tuple[float, float]
     """Of the share for pretraining that is best for models of this size, 90 %."""
     alternatives: tuple[Alternative, ...]
-    warnings: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     @property
     def is_split(self) -> bool:
@@ -95,11 +93,21 @@ class Plan:
         """D' of each domain, whole tokens."""
         return {name: int(tokens) for name, tokens in zip(self.domains, self.best.specialization_K, strict=True)}
 
+    def constants(self, name: str) -> dict[str, Any]:
+        """Return what was fitted of a law, N and tokens counted one by one: `E` by domain, and the others by their names."""
+        values = self.choice.judgements[name].fit.parameters
+        floors = dict(zip(self.domains, np.exp(values.log_floor_K).tolist(), strict=True))
+        found: dict[str, Any] = {"E": floors}
+        for each, value in zip(LAWS[name].parameter_names, values.vector()[len(floors) :].tolist(), strict=True):
+            found[each.removeprefix("log ")] = float(np.exp(value)) if each.startswith("log ") else value
+        return found
+
     def to_json(self) -> dict[str, Any]:
         """Return the plan as one JSON object."""
         best = self.best
         laws = {
             name: {"formula": each.fit.law.formula, "mre": each.mre, "r2": each.r2, "heldout_mre": each.heldout_mre}
+            | {"constants": self.constants(name)}
             for name, each in self.choice.judgements.items()
         }
         return {
@@ -133,35 +141,44 @@ def recommend(runs: Runs, question: Question, supply_K: Sequence[float] | None =
         ConfigurationError: the runs are too few, or too much alike, for what is asked.
     """
     sizes = _sizes(runs, question)
-    laws = LAWS if question.law is None else {question.law: _law(question.law)}
-    choice = choose(runs.points, runs.loss_R, laws)
+    choice = choose(runs.points, runs.loss_R, _laws(runs, question))
     fits = _own_fits(runs, choice.law) if question.own_laws else [choice.fit]
     num_domains = len(runs.domains)
     predictor = Predictor(fits, num_domains)
     tokens_K = np.full(num_domains, np.inf) if supply_K is None else np.asarray(supply_K, float)
     supply = Supply(tokens_K, question.repetitions)
+    if not has_experts(runs):
+        supply = replace(supply, for_experts=False)
     best = _best(predictor, sizes, runs, question.budget, supply)
+    if best.pretraining < 1:
+        raise ConfigurationError(
+            f"a budget of {question.budget:.3g} FLOPs does not pay for one token: raise it, or plan for less"
+        )
     draws = _draws(runs, fits, question)
     others = _alternatives(predictor, best, question, supply)
-    widening = fits[0].widening
-    fraction = [allocate(each, best.num_parameters, question.budget, supply).pretraining_fraction for each in draws]
+    if supply.for_experts and len(sizes) != 1:
+        others["no split, best size"] = _best(predictor, sizes, runs, question.budget, replace(supply, for_experts=False))
+    shares = [allocate(each, best.num_parameters, question.budget, supply).pretraining_fraction for each in draws[:_SHARE_DRAWS]]
     alternatives = tuple(
-        Alternative(name, each, each.loss - best.loss, _gain_interval(best, each, draws, widening))
-        for name, each in others.items()
+        Alternative(name, each, each.loss - best.loss, _gain_interval(best, each, draws)) for name, each in others.items()
     )
-    low, high = spread(best.pretraining_fraction, fraction, 1.0)
-    return Plan(
+    plan = Plan(
         question,
         runs.domains,
         choice,
         predictor,
         supply,
         best,
-        spread(best.loss, [_loss(each, best) for each in draws], widening),
-        (low, high),
+        spread(best.loss, [_loss(each, best) for each in draws]),
+        spread(best.pretraining_fraction, shares),
         alternatives,
-        tuple(_warnings(runs, choice, fits, best, question, supply)),
     )
+    return replace(plan, warnings=tuple(warnings_of(plan, runs, fits)))
+
+
+def has_experts(runs: Runs) -> bool:
+    """Whether any run has specialization tokens."""
+    return bool((runs.points.specialization_R > 0).any())
 
 
 def at_size(plan: Plan, num_parameters: float) -> Allocation:
@@ -182,23 +199,41 @@ def _as_json(other: Alternative) -> dict[str, Any]:
     }
 
 
-def _law(name: str) -> Any:
-    if name not in LAWS:
-        raise ConfigurationError(f"there is no law {name!r}: choose one of {', '.join(LAWS)}")
-    return LAWS[name]
+def _laws(runs: Runs, question: Question) -> dict[str, Law]:
+    """Return the laws to choose from; without experts' runs only the null says anything."""
+    if question.law is not None and question.law not in LAWS:
+        raise ConfigurationError(f"there is no law {question.law!r}: choose one of {', '.join(LAWS)}")
+    if not has_experts(runs):
+        if question.law not in (None, _NULL):
+            raise ConfigurationError(f"no run has specialization tokens, which law {question.law} is about: add runs of experts")
+        return {_NULL: LAWS[_NULL]}
+    if len(np.unique(runs.points.pretraining_R)) == 1:
+        raise ConfigurationError(
+            f"all runs have D = {runs.points.pretraining_R[0]:,.0f}, so nothing says what other numbers of pretraining tokens "
+            "are worth: add runs with at least two more"
+        )
+    return LAWS if question.law is None else {question.law: LAWS[question.law]}
 
 
 def _sizes(runs: Runs, question: Question) -> tuple[float, ...]:
     """Return the sizes to choose from; with runs of one size there is no choice."""
-    seen = np.unique(runs.points.num_parameters_R)
-    if len(seen) > 1:
+    points = runs.points
+    groups = [points.num_parameters_R]
+    if question.own_laws:
+        groups = [points.num_parameters_R[points.domain_R == number] for number in range(len(runs.domains))]
+    alone = {float(each[0]) for each in groups if len(np.unique(each)) == 1}
+    if not alone:
         return question.sizes
-    strange = [size for size in question.sizes if abs(size / seen[0] - 1) > _NEAR_SIZE]
-    if strange:
+    size = min(alone)
+    if strange := [each for each in question.sizes if abs(each / size - 1) > _NEAR_SIZE]:
         raise ConfigurationError(
-            f"all runs have {seen[0]:,.0f} parameters, which says nothing about {strange[0]:,.0f}: add runs of other sizes"
+            f"all runs have {size:,.0f} parameters, which says nothing about {strange[0]:,.0f}: add runs of other sizes"
         )
-    return (float(seen[0]),)
+    if len(np.unique(points.num_parameters_R)) > 1:
+        raise ConfigurationError(
+            f"all runs of a domain have {size:,.0f} parameters, those of others not: add runs, or leave --own-laws out"
+        )
+    return (size,)
 
 
 def _own_fits(runs: Runs, law: str) -> list[Fit]:
@@ -232,8 +267,10 @@ def _alternatives(predictor: Predictor, best: Allocation, question: Question, su
     tokens = question.budget / FLOPS_PER_PARAMETER_AND_TOKEN / size
     most = supply.most_pretraining()
     mean = float(best.specialization_K.mean())
-    return {
-        "no split": spend(predictor, size, min(tokens, most), 0.0, supply),
+    unsplit = {"no split": spend(predictor, size, min(tokens, most), 0.0, supply)}
+    if not supply.for_experts:
+        return unsplit
+    return unsplit | {
         "80/20": spend(predictor, size, min(0.8 * tokens, most), 0.2 * tokens, supply),
         "dense continued": spend(predictor, size, min(best.pretraining + mean, most), 0.0, supply),
     }
@@ -245,82 +282,8 @@ def _loss(predictor: Predictor, allocation: Allocation) -> float:
     return float(predictor.losses(allocation.num_parameters, np.array([allocation.pretraining]), specialization_KG).mean())
 
 
-def _gain_interval(best: Allocation, other: Allocation, draws: Sequence[Predictor], widening: float) -> tuple[float, float]:
+def _gain_interval(best: Allocation, other: Allocation, draws: Sequence[Predictor]) -> tuple[float, float]:
     gain = other.loss - best.loss
     gains = np.array([_loss(each, other) - _loss(each, best) for each in draws])
     low, high = np.quantile(gains, [0.05, 0.95])
-    return float(gain + widening * (low - gain)), float(gain + widening * (high - gain))
-
-
-def _warnings(runs: Runs, choice: Choice, fits: Sequence[Fit], best: Allocation, question: Question, supply: Supply) -> list[str]:
-    return [
-        *_past_the_runs(runs, best),
-        *_disagreements(runs, choice, best, question, supply),
-        *_bound_by_supply(runs, best, question, supply),
-        *_poor_fit(runs, choice, fits),
-    ]
-
-
-def _past_the_runs(runs: Runs, best: Allocation) -> list[str]:
-    points = runs.points
-    planned = {
-        "N": (best.num_parameters, points.num_parameters_R),
-        "D": (best.pretraining, points.pretraining_R),
-        "D'": (float(best.specialization_K.max()), points.specialization_R[points.specialization_R > 0]),
-    }
-    found = []
-    for name, (value, value_R) in planned.items():
-        if value == 0 or not len(value_R):
-            continue
-        if value > _FAR * value_R.max():
-            found.append(f"extrapolates: {name} = {value:.3g} is {value / value_R.max():.1f} times the largest run's")
-        elif value * _FAR < value_R.min():
-            found.append(f"extrapolates: {name} = {value:.3g} is below the smallest run's {value_R.min():.3g}")
-    return found
-
-
-def _disagreements(runs: Runs, choice: Choice, best: Allocation, question: Question, supply: Supply) -> list[str]:
-    found = []
-    for name in choice.rivals():
-        judgement = choice.judgements[name]
-        other = allocate(Predictor([judgement.fit], len(runs.domains)), best.num_parameters, question.budget, supply)
-        if abs(other.pretraining_fraction - best.pretraining_fraction) > _SAME_FRACTION:
-            found.append(
-                f"laws disagree: {name}, which is nearly as good on the left-out runs, would pretrain with "
-                f"{other.pretraining_fraction:.0%} of the compute, {choice.law} with {best.pretraining_fraction:.0%}: "
-                "add runs near either"
-            )
-    return found
-
-
-def _bound_by_supply(runs: Runs, best: Allocation, question: Question, supply: Supply) -> list[str]:
-    most_K = supply.most_specialization(np.array([best.pretraining]))[:, 0]
-    bound = [
-        name for name, most, spent in zip(runs.domains, most_K, best.specialization_K, strict=True) if 0 < most <= spent * 1.001
-    ]
-    found = []
-    if bound:
-        found.append(
-            f"supply binds: {', '.join(bound)} {'has' if len(bound) == 1 else 'have'} no more tokens at "
-            f"{supply.repetitions:g} repetitions"
-        )
-    if best.pretraining * 1.001 >= supply.most_pretraining():
-        found.append(f"supply binds: pretraining takes all tokens {supply.repetitions:g} times")
-    if best.flops < 0.99 * question.budget:
-        found.append(f"supply binds: {1 - best.flops / question.budget:.0%} of the budget cannot be spent on these tokens")
-    return found
-
-
-def _poor_fit(runs: Runs, choice: Choice, fits: Sequence[Fit]) -> list[str]:
-    judgement = choice.judgements[choice.law]
-    found = []
-    if judgement.mre > _GOOD_MRE or judgement.r2 < _GOOD_R2:
-        found.append(f"poor fit: mean relative error {judgement.mre:.1%}, R² {judgement.r2:.3f}: look for runs that went wrong")
-    if not choice.scales:
-        found.append("no scale could be left out to choose the law on: add runs with at least three values of N, D or D'")
-    loose = sorted({name for each in fits for name in each.at_bounds})
-    if loose:
-        found.append(f"the runs do not pin down {', '.join(loose)} of {choice.law}: add runs further apart")
-    if not (runs.points.specialization_R == 0).any():
-        found.append("no run is without specialization: what no split would reach is extrapolated")
-    return found
+    return min(float(low), gain), max(float(high), gain)

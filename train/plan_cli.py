@@ -3,6 +3,8 @@
 This imports no torch; see `plan` for what is recommended, and `ladder` for the runs that it needs.
 """
 
+import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -31,7 +33,7 @@ def plan(
     num_parameters: Annotated[list[float] | None, typer.Option(help="an N to choose from; may be repeated; default: any")] = None,
     own_laws: Annotated[bool, typer.Option("--own-laws", help="fit each domain by itself: a D' of its own")] = False,
     law: Annotated[
-        str | None, typer.Option(help="F0, F1, F2 or F3; default: the one that predicts the largest runs best")
+        str | None, typer.Option(help="F0, F1, F2 or F3; default: the best of those that predict the largest runs")
     ] = None,
     manifest: Annotated[
         str | None, typer.Option(metavar="M", help="whose tokens there are; default: the runs' own record")
@@ -52,7 +54,7 @@ def plan(
     if not 0 < budget < float("inf"):
         raise ConfigurationError(f"--budget is {budget}, expected a number of FLOPs above 0")
     if ladder:
-        _check_ladder(runs, precision)
+        _check_ladder(runs, precision, bool(num_parameters or own_laws or law or manifest))
         plan_ladder(runs[0], budget, precision, output or "ladder", run=run, as_json=as_json)
         return
     if run:
@@ -62,19 +64,27 @@ def plan(
     if not 0 < max_repetitions < float("inf"):
         raise ConfigurationError(f"--max-repetitions is {max_repetitions}, expected a number above 0")
     found = read_runs(runs)
+    if manifest is not None:
+        found = replace(found, manifest=manifest)
     question = Question(budget, tuple(num_parameters or ()), max_repetitions, law, own_laws, draws)
     made = recommend(found, question, _supply(found, manifest))
     directory = Path(output or "plan")
+    configuration, remarks = training_configuration(made, found)
+    made = replace(made, warnings=(*made.warnings, *remarks))
+    facts = made.to_json() | {"picture": str(directory / "plan.svg"), "configuration": str(directory / "train.yaml")}
     directory.mkdir(parents=True, exist_ok=True)
     draw(made, found, directory / "plan.svg")
-    write_whole(directory / "train.yaml", training_configuration(made, found))
+    write_whole(directory / "train.yaml", configuration)
+    write_whole(directory / "plan.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     if as_json:
-        print_json(made.to_json() | {"picture": str(directory / "plan.svg"), "configuration": str(directory / "train.yaml")})
+        print_json(facts)
     else:
         Console().print(_view(made, directory))
 
 
-def _check_ladder(runs: list[str], precision: float) -> None:
+def _check_ladder(runs: list[str], precision: float, has_others: bool) -> None:
+    if has_others:
+        raise ConfigurationError("--num-parameters, --own-laws, --law and --manifest go with runs, not with --ladder")
     if len(runs) != 1:
         raise ConfigurationError(f"--ladder takes one training configuration, found {len(runs)} paths")
     if not 0 < precision < 1:
@@ -84,6 +94,8 @@ def _check_ladder(runs: list[str], precision: float) -> None:
 def _supply(runs: Runs, manifest: str | None) -> list[float] | None:
     """Return the training tokens of each domain, from a manifest or from the runs' record; None where neither is known."""
     if manifest is None:
+        if missing := [name for name in runs.domains if runs.tokens and name not in runs.tokens]:
+            raise ConfigurationError(f"the runs' records do not say how many tokens {missing[0]} has: name the --manifest")
         return [float(runs.tokens[name]) for name in runs.domains] if runs.tokens else None
     known = {domain.domain: domain for domain in Manifest.open(manifest).domains}
     if missing := [name for name in runs.domains if name not in known]:
@@ -124,7 +136,7 @@ def _specialization(made: Plan) -> str:
 
 def _alternatives(made: Plan) -> Table:
     table = Table(pad_edge=False)
-    table.add_column("models of this size", no_wrap=True)
+    table.add_column("", no_wrap=True)
     for name in ("D", "D', mean", "FLOPs", "loss", "plan's gain", "90 %"):
         table.add_column(name, justify="right")
     table.add_row("the plan", *_amounts(made.best), "", "")

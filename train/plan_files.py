@@ -14,7 +14,7 @@ import yaml
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.train.allocation import FLOPS_PER_PARAMETER_AND_TOKEN
 from lmsplit.train.plan import Plan, at_size
-from lmsplit.train.presets import PRESETS, preset_near
+from lmsplit.train.presets import GIVEN, PRESETS, preset_near
 from lmsplit.train.runs import Runs
 
 if TYPE_CHECKING:
@@ -25,10 +25,12 @@ _ORANGE: Final = "#D55E00"
 _SETTINGS: Final[dict[str, Any]] = {"svg.hashsalt": "lmsplit", "svg.fonttype": "none", "font.family": "sans-serif"}
 _GRID: Final = 80
 _SAME_SIZE: Final = 0.01
+_NEAR_SIZE: Final = 0.05
+"""Up to here the nearest shape that can be built is the planned size (assumption)."""
 
 
-def training_configuration(plan: Plan, runs: Runs) -> str:
-    """Return the YAML of a training configuration for a plan.
+def training_configuration(plan: Plan, runs: Runs) -> tuple[str, list[str]]:
+    """Return the YAML of a training configuration for a plan, and what in it is not as planned.
 
     It is the runs' own configuration, where there is one beside them, with another model and other numbers of tokens. A size
     that none of the runs has becomes the nearest shape that can be built, and the budget is spent again for its size. After a
@@ -53,13 +55,19 @@ def training_configuration(plan: Plan, runs: Runs) -> str:
     if tokens_K.max() - tokens_K.min() > 1:
         of_domains = {name: max(1, round(float(each))) for name, each in zip(plan.domains, tokens_K, strict=True)}
         values["expert"]["domain_tokens"] = of_domains
+    kind = "each by its own expert" if tokens_K.max() else "by one model"
     head = [
-        f"{plan.question.budget:.4g} FLOPs in total; law {plan.choice.law} predicts {allocation.loss:.4f} nats per token",
-        "for each expert on its own domain, on average",
+        f"{plan.question.budget:.4g} FLOPs in total; law {plan.choice.law} predicts {allocation.loss:.4f} nats per token,",
+        f"the mean over the domains, {kind}",
     ]
     if not tokens_K.max():
         head.append("no split pays: train the seed alone, with --seed-model; expert.tokens is a placeholder")
-    return "".join(f"# {line}\n" for line in head) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    text = "".join(f"# {line}\n" for line in head) + yaml.safe_dump(values, sort_keys=False, allow_unicode=True)
+    if abs(size / plan.best.num_parameters - 1) <= _NEAR_SIZE:
+        return text, []
+    return text, [
+        f"the configuration is for {size:,} parameters, the nearest shape, and its budget is spent anew: {allocation.loss:.4f}"
+    ]
 
 
 def _phase(
@@ -69,12 +77,19 @@ def _phase(
     section = {key: each for key, each in (values.get(name) or {}).items() if each is not None}
     section = dict(keys.get(name, {})) | section | {"tokens": round(tokens)}
     if decay_fraction is not None:
-        sizes = keys.get("sft", {}) | (values.get("sft") or {})
-        steps = max(1.0, tokens / sizes["max_length"] / sizes["per_device_train_batch_size"])
+        sizes = _sizes(keys["model"]) | keys.get("sft", {}) | (values.get("sft") or {}) | (section.get("sft") or {})
+        rows = sizes["per_device_train_batch_size"] * sizes.get("gradient_accumulation_steps", 1)
+        steps = max(1.0, tokens / sizes["max_length"] / rows)
         decay = {"num_decay_steps": max(1, round(decay_fraction * steps)), "decay_type": "linear"}
         schedule = {"lr_scheduler_type": "warmup_stable_decay", "lr_scheduler_kwargs": decay}
         section["sft"] = (section.get("sft") or {}) | schedule
     return section
+
+
+def _sizes(model: Any) -> dict[str, int]:
+    """Return the size of a row and of a batch that a model has by default."""
+    preset = PRESETS.get(model, GIVEN) if isinstance(model, str) else GIVEN
+    return {"max_length": preset.max_length, "per_device_train_batch_size": preset.batch_size}
 
 
 def _model(plan: Plan, runs: Runs, values: dict[str, Any]) -> tuple[dict[str, Any], int]:
@@ -136,8 +151,8 @@ def _fill(axes: "Axes", plan: Plan, runs: Runs) -> None:
     axes.plot(points.pretraining_R[split_R], points.specialization_R[split_R], ".", color="0.2", markersize=4, label="runs")
     alone = np.unique(points.pretraining_R[~split_R])
     axes.plot(alone, np.full(len(alone), low_y * 1.1), "|", color="0.2", label="runs with D' = 0")
-    other = next(each.allocation for each in plan.alternatives if each.name == "80/20")
-    axes.plot(other.pretraining, other.specialization_K.mean(), "s", color=_BLUE, label=f"80/20: {other.loss:.3f}")
+    for other in (each.allocation for each in plan.alternatives if each.name == "80/20"):
+        axes.plot(other.pretraining, other.specialization_K.mean(), "s", color=_BLUE, label=f"80/20: {other.loss:.3f}")
     label = f"{plan.choice.law}'s optimum: {best.loss:.3f}, {best.pretraining_fraction:.0%} for the seed"
     axes.plot(best.pretraining, max(best.specialization_K.mean(), low_y * 1.1), "*", color=_ORANGE, markersize=14, label=label)
     axes.set(xscale="log", yscale="log", xlim=(low_x, high_x), ylim=(low_y, high_y))

@@ -14,14 +14,14 @@ Shapes: R points, K domains.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import polars as pl
 
-from lmsplit.manifests.errors import InputError, LmsplitError
+from lmsplit.manifests.errors import InputError, LmsplitError, ManifestError
 from lmsplit.train.record import RECORD, RunRecord, read_record
 from lmsplit.train.scaling import Floats, Points
 
@@ -66,9 +66,6 @@ class Runs:
         return found._replace(domain_R=np.zeros_like(found.domain_R)), self.loss_R[chosen_R]
 
 
-_NO_POINTS: Final = Points(np.empty(0), np.empty(0), np.empty(0), np.empty(0, np.int64))
-
-
 def read_runs(paths: Sequence[str]) -> Runs:
     """Read all runs in tables and directories.
 
@@ -77,25 +74,22 @@ def read_runs(paths: Sequence[str]) -> Runs:
 
     Raises:
         InputError: a path does not exist or holds no runs, a table lacks a column or has a value that cannot be, or the
-            records are of several manifests or tokenizers.
+            records are of several manifests or tokenizers, or cannot be read.
+        LmsplitError: no run has a held-out loss.
     """
-    frames, records, configurations = [], [], []
-    known = Runs(_NO_POINTS, np.empty(0), ())
+    frames, records, configurations, ladders = [], [], [], []
     for path in map(Path, paths):
         file = path / TABLE if path.is_dir() else path
+        beside = file.parent if file.name == TABLE else path
         if file.is_file():
             frames.append(_read_table(file))
+            ladders += [_read_ladder(beside / LADDER)] if (beside / LADDER).is_file() else []
         else:
             found = _read_records(path)
             frames.append(_points_of(found))
             records += found
-        if (path / LADDER).is_file():
-            facts = json.loads((path / LADDER).read_text(encoding="utf-8"))
-            models = {int(size): model for size, model in facts["models"].items()}
-            known = replace(known, manifest=facts["manifest"], tokens=facts["tokens"], models=models)
-            known = replace(known, decay_fraction=facts["decay_fraction"])
-        beside = path / _CONFIGURATION
-        configurations += [beside] if beside.is_file() else []
+        configurations += [beside / _CONFIGURATION] if (beside / _CONFIGURATION).is_file() else []
+    _check_comparable(records, ladders)
     table = pl.concat(frames)
     domains = tuple(sorted(table["domain"].unique().to_list()))
     numbers = {name: number for number, name in enumerate(domains)}
@@ -105,13 +99,47 @@ def read_runs(paths: Sequence[str]) -> Runs:
         table["specialization_tokens"].to_numpy(),
         np.array([numbers[name] for name in table["domain"]], np.int64),
     )
-    if records:
-        seeds = [each for each in records if each.kind == "seed"]
-        tokens = {name: each.num_tokens for name, each in seeds[0].domains.items()} if seeds else {}
-        models = {each.num_parameters: _model(each) for each in seeds}
-        known = replace(known, manifest=records[0].manifest.path, tokens=tokens or known.tokens, models=known.models | models)
-    configuration = configurations[0] if configurations else None
-    return replace(known, points=points, loss_R=table["loss"].to_numpy(), domains=domains, configuration=configuration)
+    seeds = [each for each in records if each.kind == "seed"]
+    tokens: dict[str, int] = {name: each.num_tokens for name, each in seeds[0].domains.items()} if seeds else {}
+    models = {each.num_parameters: _model(each) for each in seeds}
+    manifests = [each.manifest.path for each in records]
+    for ladder in ladders:
+        tokens |= ladder["tokens"]
+        models |= {int(size): keys for size, keys in ladder["models"].items()}
+        manifests.append(ladder["manifest"])
+    return Runs(
+        points,
+        table["loss"].to_numpy(),
+        domains,
+        manifests[0] if manifests else None,
+        tokens,
+        models,
+        ladders[0]["decay_fraction"] if ladders else None,
+        configurations[0] if configurations else None,
+    )
+
+
+def _read_ladder(path: Path) -> dict[str, Any]:
+    keys = ("manifest", "manifest_digest", "tokenizer_digest", "tokens", "models", "decay_fraction")
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        return {key: facts[key] for key in keys}
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not what lmsplit plan --ladder writes ({error!r}): name the table {TABLE} elsewhere"
+        ) from error
+
+
+def _check_comparable(records: Sequence[RunRecord], ladders: Sequence[dict[str, Any]]) -> None:
+    """Refuse losses on different documents, or of different tokens."""
+    manifests = {each.manifest.digest for each in records} | {each["manifest_digest"] for each in ladders}
+    tokenizers = {each.tokenizer_digest for each in records} | {each["tokenizer_digest"] for each in ladders}
+    for name, digests in (("manifests", manifests), ("tokenizers", tokenizers)):
+        if len(digests) > 1:
+            raise InputError(
+                f"the runs are of {len(digests)} {name} ({', '.join(sorted(digests))}): their losses cannot be compared; "
+                "give the runs of one"
+            )
 
 
 def _model(record: RunRecord) -> dict[str, Any]:
@@ -157,20 +185,16 @@ def _read_records(path: Path) -> list[RunRecord]:
     if not path.exists():
         raise InputError(f"{path} does not exist: give tables of runs or directories that lmsplit train wrote")
     found = sorted(each for each in path.rglob(RECORD) if not any(part.startswith(".") for part in each.relative_to(path).parts))
-    records = [record for record in (read_record(each.parent) for each in found) if record.kind != "merged"]
+    try:
+        records = [record for record in (read_record(each.parent) for each in found) if record.kind != "merged"]
+    except ManifestError as error:
+        raise InputError(f"{str(error).partition(': remove')[0]}: give the directories of the other runs, one by one") from error
     if not records:
         raise InputError(f"{path} holds no finished run: give directories that lmsplit train wrote, or tables of runs")
     return records
 
 
 def _points_of(records: Sequence[RunRecord]) -> pl.DataFrame:
-    for name in ("manifest", "tokenizer"):
-        digests = {each.manifest.digest if name == "manifest" else each.tokenizer_digest for each in records}
-        if len(digests) > 1:
-            raise InputError(
-                f"the runs are of {len(digests)} {name}s ({', '.join(sorted(digests))}): their losses cannot be compared; "
-                "give the runs of one"
-            )
     rows: list[dict[str, Any]] = []
     for record in records:
         for domain, losses in record.losses.items():

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
-import numpy.typing as npt
 from scipy.optimize import least_squares, nnls
 
 from lmsplit.manifests.errors import ConfigurationError
@@ -39,6 +38,14 @@ _MOST_STEPS: Final = 200
 _LOG_COEFFICIENT: Final = (-15.0, 8.0)
 """Bounds of log A, B, C, counted in units of the geometric means of the runs: nats that a term has there."""
 _AT_BOUND: Final = 1e-3
+_FLAT: Final = 1e-5
+"""Ratio of singular values of the gradients, each of length 1, below which the runs say nothing of a combination of parameters
+(assumption; with one D in all runs it is below 1e-7, in a grid of five above 1e-4).
+"""
+_LOW_LOSS: Final = 0.1
+"""Quantile of a domain's losses that its E_k is at most: the lowest one may be a run that went wrong (assumption)."""
+_WEBB: Final = np.array([-(1.5**0.5), -1.0, -(0.5**0.5), 0.5**0.5, 1.0, 1.5**0.5])
+"""Random signs for few groups (Webb 2023, doi 10.1111/caje.12661): mean 0, variance 1."""
 
 
 @dataclass(frozen=True)
@@ -55,16 +62,12 @@ class Fit:
     """Parameters that the runs push against the edge of what is allowed: they do not pin these down."""
     num_free: int
     """Parameters fitted."""
+    is_pinned_down: bool = True
+    """Whether the runs tell all parameters apart: another N, D or D' may be missing from them."""
 
     def predict(self, points: Points) -> Floats:
         """Return (R,) the loss, nats per token."""
         return predict(self.law, self.parameters, points)
-
-    @property
-    def widening(self) -> float:
-        """√(R / (R − P)): how much closer a fit is to its own runs than the truth is, on average, and so its bootstrap."""
-        num_runs = len(self.residual_R)
-        return float(np.sqrt(num_runs / (num_runs - self.num_free)))
 
     def mean_relative_error(self) -> float:
         """Return the mean of |predicted − measured| ÷ measured over the runs."""
@@ -97,7 +100,12 @@ def fit(law: Law, points: Points, loss_R: Floats) -> Fit:
 
 
 def bootstrap(found: Fit, points: Points, loss_R: Floats, num_draws: int = 200, seed: int = 0) -> list[Fit]:
-    """Fit the law again to runs drawn with replacement, as many of each domain as there are.
+    """Fit the law again to losses whose errors are drawn anew, by groups: a wild cluster bootstrap (doi 10.1162/rest.90.3.414).
+
+    Runs with one N and D share a seed model, and with it a part of their errors: the residuals of such a group are all multiplied
+    with one random number of mean 0 and variance 1 (Webb's six). The runs stay, so that no draw lacks a size or a domain.
+    Residuals are smaller than errors, since the fit went after them; they are scaled up by what it took from all runs and
+    from the groups.
 
     Args:
         found: the fit to all runs, from which each fit starts.
@@ -109,25 +117,35 @@ def bootstrap(found: Fit, points: Points, loss_R: Floats, num_draws: int = 200, 
     generator = np.random.default_rng(seed)
     problem = _Problem(found.law, points, loss_R)
     start = problem.vector(found.parameters)
-    rows = [np.flatnonzero(points.domain_R == domain) for domain in np.unique(points.domain_R)]
+    seeds = np.stack([points.num_parameters_R, points.pretraining_R], axis=1)
+    _, group_R = np.unique(seeds, axis=0, return_inverse=True)
+    residual_R = -found.residual_R * _correction(len(loss_R), int(group_R.max()) + 1, found)
     draws = []
     for _ in range(num_draws):
-        drawn = np.concatenate([generator.choice(each, len(each)) for each in rows])
-        draws.append(problem.fit(problem.solve(start, found.huber_delta, drawn).x, found.huber_delta))
+        factor_R = generator.choice(_WEBB, group_R.max() + 1)[group_R.ravel()]
+        drawn_R = problem.log_loss_R + found.residual_R + factor_R * residual_R
+        draws.append(problem.fit(problem.solve(start, found.huber_delta, drawn_R).x, found.huber_delta))
     return draws
 
 
-def spread(value: float, draws: Sequence[float], widening: float, level: float = 0.9) -> tuple[float, float]:
-    """Return the interval of a positive value that a fit predicts, from what its bootstrap predicts.
+def _correction(num_runs: int, num_groups: int, found: Fit) -> float:
+    """Return the factor from residuals to errors."""
+    shared = found.num_free - len(found.parameters.log_floor_K)
+    of_runs = num_runs / (num_runs - found.num_free)
+    of_groups = num_groups / max(1, num_groups - shared)
+    return float(np.sqrt(of_runs * of_groups))
+
+
+def spread(value: float, draws: Sequence[float], level: float = 0.9) -> tuple[float, float]:
+    """Return the interval around a positive value that a fit predicts, from what its bootstrap predicts.
 
     Args:
         value: what it predicts.
         draws: what each fit of its bootstrap predicts.
-        widening: see `Fit.widening`.
         level: share of the draws inside.
     """
-    low, high = np.quantile(np.log(np.asarray(draws) / value), [(1 - level) / 2, (1 + level) / 2])
-    return float(value * np.exp(widening * low)), float(value * np.exp(widening * high))
+    low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2])
+    return min(float(low), value), max(float(high), value)
 
 
 class _Problem:
@@ -135,7 +153,6 @@ class _Problem:
 
     def __init__(self, law: Law, points: Points, loss_R: Floats) -> None:
         self.law = law
-        self.original = points
         self.log_loss_R = np.log(loss_R)
         self.log_unit_size = float(np.log(points.num_parameters_R).mean())
         self.log_unit_tokens = float(np.log(points.pretraining_R).mean())
@@ -146,14 +163,14 @@ class _Problem:
             points.domain_R,
         )
         self.num_domains = int(points.domain_R.max()) + 1
-        lowest_K = np.array([self.log_loss_R[points.domain_R == domain].min() for domain in range(self.num_domains)])
+        low_loss_K = [np.quantile(self.log_loss_R[points.domain_R == each], _LOW_LOSS) for each in range(self.num_domains)]
         num_terms = len(law.coefficients)
         exponents = (SIZE_EXPONENT, *law.exponents)
         low, high = _LOG_COEFFICIENT
         self.low_P = np.concatenate(
             [np.full(self.num_domains, -8.0), np.full(1 + num_terms, low), [each.low for each in exponents]]
         )
-        self.high_P = np.concatenate([lowest_K, np.full(1 + num_terms, high), [each.high for each in exponents]])
+        self.high_P = np.concatenate([low_loss_K, np.full(1 + num_terms, high), [each.high for each in exponents]])
         self.has_sizes = len(np.unique(points.num_parameters_R)) > 1
         self.free_P = np.ones(len(self.low_P), bool)
         if not self.has_sizes:
@@ -186,18 +203,16 @@ class _Problem:
         inside_P: Floats = np.clip(start, self.low_P + _AT_BOUND, self.high_P - _AT_BOUND)
         return inside_P
 
-    def solve(
-        self, start_P: Floats, delta: float, rows: npt.NDArray[np.int64] | None = None, max_steps: int = _MOST_STEPS
-    ) -> Any:
-        """Minimise Huber's loss from a start, over all runs or those drawn; `x` has all parameters."""
-        points, log_loss_R = (self.points, self.log_loss_R) if rows is None else (self.points.take(rows), self.log_loss_R[rows])
+    def solve(self, start_P: Floats, delta: float, log_loss_R: Floats | None = None, max_steps: int = _MOST_STEPS) -> Any:
+        """Minimise Huber's loss from a start, of the measured losses or of others; `x` has all parameters."""
+        wanted_R = self.log_loss_R if log_loss_R is None else log_loss_R
         full = start_P.copy()
 
         def evaluate(free: Floats) -> tuple[Floats, Floats]:
             """Return residuals and Jacobian."""
             full[self.free_P] = free
-            predicted_R, gradient_PR = log_loss(self.law, self._effective(full), points)
-            return predicted_R - log_loss_R, gradient_PR[self.free_P].T
+            predicted_R, gradient_PR = log_loss(self.law, self._effective(full), self.points)
+            return predicted_R - wanted_R, gradient_PR[self.free_P].T
 
         cached: dict[bytes, tuple[Floats, Floats]] = {}
 
@@ -240,7 +255,25 @@ class _Problem:
         names = (*(f"log E_{domain}" for domain in range(self.num_domains)), *self.law.parameter_names)
         near_P = (vector_P - self.low_P < _AT_BOUND) | (self.high_P - vector_P < _AT_BOUND)
         at_bounds = tuple(name for name, near, free in zip(names, near_P, self.free_P, strict=True) if near and free)
-        return Fit(self.law, self._natural(vector_P), self.residuals(vector_P), delta, at_bounds, self.num_free)
+        return Fit(
+            self.law,
+            self._natural(vector_P),
+            self.residuals(vector_P),
+            delta,
+            at_bounds,
+            self.num_free,
+            self._is_pinned_down(vector_P),
+        )
+
+    def _is_pinned_down(self, vector_P: Floats) -> bool:
+        """Whether the losses react to every combination of the parameters that are not at their bounds."""
+        inner_P = self.free_P & (vector_P - self.low_P >= _AT_BOUND) & (self.high_P - vector_P >= _AT_BOUND)
+        gradient_PR = log_loss(self.law, self._effective(vector_P), self.points)[1][inner_P]
+        lengths_P = np.linalg.norm(gradient_PR, axis=1, keepdims=True)
+        if not lengths_P.all():
+            return False
+        singular = np.linalg.svd(gradient_PR / lengths_P, compute_uv=False)
+        return bool(singular[-1] > _FLAT * singular[0])
 
     def _natural(self, vector_P: Floats) -> Parameters:
         values = Parameters.of(self._effective(vector_P), self.law)

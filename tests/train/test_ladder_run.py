@@ -8,7 +8,7 @@ import polars as pl
 import pytest
 
 from lmsplit.manifests.configuration import load
-from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.manifests.errors import ConfigurationError, InputError
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import InlineModel, Training
 from lmsplit.train.ladder import Ladder
@@ -50,7 +50,7 @@ def test_run_measures_every_point_with_the_tokens_really_trained_on(path: Path) 
     runs = read_runs([str(output)])
     assert runs.domains == ("d00000", "d00001", "d00002")
     assert set(runs.tokens) == set(runs.domains)
-    assert set(runs.models) == {5000, 9000}
+    assert set(runs.models) == {int(each) for each in runs.points.num_parameters_R}
     assert runs.configuration == output / "config.yaml"
 
 
@@ -73,13 +73,15 @@ def test_plan_of_a_ladder_is_a_configuration_that_trains(path: Path, lmsplit: Co
     ladder_run(path).run()
     directory = path.parent / "out"
     size = read_runs([str(directory)]).points.num_parameters_R.max()
-    planned = lmsplit("plan", str(directory), "--budget", str(6 * size * 6000), "-o", str(path.parent / "plan"), "--json")
+    options = ("--num-parameters", str(size), "-o", str(path.parent / "plan"), "--json")
+    planned = lmsplit("plan", str(directory), "--budget", str(6 * size * 6000), *options)
     assert planned.code == 0, planned.err
     found = json.loads(planned.out)
     configuration = load(Training, found["configuration"], (f"output={path.parent / 'planned'}",))
     assert configuration.seed_model.learning_rate == 0.01
     assert configuration.seed_model.sft["lr_scheduler_type"] == "warmup_stable_decay"
     assert configuration.sft["max_length"] == 32
+    assert configuration.model == SHAPES[9000][0]
     trained = lmsplit("train", found["configuration"], "--seed-model", "--set", f"output={path.parent / 'planned'}")
     assert trained.code == 0, trained.err
     record = read_record(path.parent / "planned" / "seed")
@@ -107,9 +109,54 @@ def test_plan_command_proposes_a_ladder(path: Path, licensed_manifest: Path, lms
 
 
 @pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"expert": {"tokens": 1_000_000, "replay": 0.1}}, "remove expert.replay from"),
+        ({"seed_model": {"tokens": 8_000_000, "mixture": "uniform"}}, "remove seed_model.mixture from"),
+        ({"model": {"config": MODEL}}, "--ladder needs a preset"),
+        ({"expert": {"tokens": 1000}}, "leaves no room for three smaller ones of at least 20 steps"),
+    ],
+)
+def test_plan_command_refuses_a_ladder_for_what_it_does_not_train(
+    keys: dict[str, object], message: str, path: Path, licensed_manifest: Path, lmsplit: Command
+) -> None:
+    values = {"manifest": str(licensed_manifest), "output": "x", "model": "1m", "seed_model": {"tokens": 8_000_000}}
+    path.write_text(json.dumps(values | {"expert": {"tokens": 1_000_000}} | keys))
+    found = lmsplit("plan", str(path), "--ladder", "--budget", "1e16")
+    assert found.code == 2
+    assert message in found.err
+
+
+def test_run_refuses_numbers_of_tokens_of_a_few_steps(path: Path) -> None:
+    short = Ladder((5000, 9000), (1500, 3000), (100, 200), 3, 2)
+    with pytest.raises(ConfigurationError, match=r"100 tokens, at .* for a step, are too few"):
+        ladder_run(path, short).run()
+
+
+def test_runs_of_two_manifests_are_refused(path: Path) -> None:
+    ladder_run(path)._describe()
+    output = path.parent / "out"
+    row = {"num_parameters": 1e3, "pretraining_tokens": 1e3, "specialization_tokens": 0, "domain": "d00000", "loss": 3.0}
+    (output / "runs.jsonl").write_text(json.dumps(row) + "\n")
+    other = path.parent / "other"
+    other.mkdir()
+    facts = json.loads((output / "ladder.json").read_text())
+    (other / "ladder.json").write_text(json.dumps(facts | {"manifest_digest": "another"}))
+    (other / "runs.jsonl").write_text(json.dumps(row) + "\n")
+    with pytest.raises(InputError, match="the runs are of 2 manifests"):
+        read_runs([str(output), str(other)])
+    assert read_runs([str(output / "runs.jsonl")]).manifest == facts["manifest"]
+    del facts["models"]
+    (other / "ladder.json").write_text(json.dumps(facts))
+    with pytest.raises(InputError, match="is not what lmsplit plan --ladder writes"):
+        read_runs([str(other)])
+
+
+@pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["a", "b", "--ladder"], "--ladder takes one training configuration, found 2 paths"),
+        (["a", "--ladder", "--law", "F1"], "--law and --manifest go with runs, not with --ladder"),
         (["a", "--run"], "--run goes with --ladder"),
         (["a", "--ladder", "--precision", "0"], "--precision is 0.0, expected a share"),
     ],

@@ -72,6 +72,8 @@ def test_recommend_chooses_among_sizes_or_any() -> None:
     free = recommend(runs, Question(BUDGET, **QUICK))
     assert given.best.num_parameters in (4e6, N, 1e9)
     assert free.best.loss <= given.best.loss + 1e-9
+    gains = {each.name: each.gain for each in free.alternatives}
+    assert 0 < gains["no split, best size"] <= gains["no split"]
 
 
 def test_recommend_warns() -> None:
@@ -87,10 +89,28 @@ def test_recommend_warns() -> None:
 
 
 def test_recommend_says_where_laws_disagree() -> None:
-    """Runs of one D cannot tell whether pretraining tokens add to specialization tokens or stand in for them."""
     runs = measured("F2", noise=0.03, num_runs=60)
     found = recommend(runs, Question(BUDGET * 30, (N,), **QUICK))
     assert any("laws disagree: F" in each for each in found.warnings), (found.choice.rivals(), found.warnings)
+
+
+def test_recommend_refuses_runs_of_one_number_of_pretraining_tokens() -> None:
+    runs = measured("F2")
+    same = runs.points.pretraining_R == 2e7
+    with pytest.raises(ConfigurationError, match="all runs have D = 20,000,000, so nothing says"):
+        recommend(Runs(runs.points.take(same), runs.loss_R[same], DOMAINS), Question(BUDGET, (N,)))
+
+
+def test_recommend_plans_one_model_where_no_run_is_an_expert() -> None:
+    runs = measured("F1")
+    alone = runs.points.specialization_R == 0
+    dense = Runs(runs.points.take(alone), runs.loss_R[alone], DOMAINS)
+    found = recommend(dense, Question(BUDGET, (N,), **QUICK))
+    assert (found.choice.law, found.is_split) == ("F0", False)
+    assert [each.name for each in found.alternatives] == ["no split"]
+    assert any("no run has specialization tokens" in each for each in found.warnings)
+    with pytest.raises(ConfigurationError, match="no run has specialization tokens, which law F1 is about"):
+        recommend(dense, Question(BUDGET, (N,), law="F1"))
 
 
 def test_recommend_by_own_laws_gives_each_domain_its_tokens() -> None:
@@ -124,6 +144,10 @@ def test_plan_command_reads_any_table(suffix: str, tmp_path: Path, capsys: pytes
     found = json.loads(capsys.readouterr().out)
     assert found["law"] == "F1"
     assert set(found["laws"]["F1"]) >= {"mre", "r2"}
+    constants = found["laws"]["F1"]["constants"]
+    assert constants["alpha"] == pytest.approx(0.348, rel=0.1)
+    assert constants["E"]["d00003"] == pytest.approx(2.2, rel=0.2)
+    assert json.loads((tmp_path / "plan" / "plan.json").read_text()) == found
     tokens = found["pretraining_tokens"] + 4 * found["specialization_tokens"]
     assert 6 * found["num_parameters"] * tokens == pytest.approx(BUDGET, rel=1e-3)
     assert found["interval"][0] < found["predicted_loss"] < found["interval"][1]
