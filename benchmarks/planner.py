@@ -4,8 +4,8 @@ The corpora in twelve domains (`lexical`), a tokenizer of 2,048 tokens, rows of 
 --ladder --run` makes it, gives the runs; the law is chosen and fitted on them.
 
 - `interpolating`: mean |predicted − measured| ÷ measured over runs that the fit did not see, a fifth of the trunks of experts at
-  a time. `at 4×`: the same where the runs of more than a quarter of the dearest run's compute are left out, over these; `chosen at
-  4×`: the law that is chosen without them.
+  a time. `at 4×`: the same where the runs of more than a quarter of the dearest run's compute are left out, over these;
+  `chosen at 4×`: the law that is chosen without them.
 - the sweep: models of `--size` parameters, one budget in total, spent in each of several ways from nearly all on the experts to
   no split, with the ladder's schedule; seed and experts of `--experts` domains trained and measured. `predicted` is the law's.
   `over the best`: measured loss over the lowest measured one. The plan's own choice and 80/20 are among them.

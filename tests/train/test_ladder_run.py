@@ -54,6 +54,7 @@ def test_run_measures_every_point_with_the_tokens_really_trained_on(path: Path) 
     assert runs.configuration == output / "config.yaml"
 
 
+@pytest.mark.slow
 def test_run_goes_on_where_it_was_cut_off(path: Path) -> None:
     ladder_run(path).run()
     output = path.parent / "out"
