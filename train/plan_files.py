@@ -146,7 +146,7 @@ def _fill(axes: "Axes", plan: Plan, runs: Runs) -> None:
     loss = plan.predictor.losses(size, grid_x, np.repeat(grid_y[None], num_domains, axis=0)).mean(axis=0)
     lines = axes.contour(x_G, y_G, loss.reshape(_GRID, _GRID), levels=12, colors="0.6", linewidths=0.8)
     axes.clabel(lines, fmt="%.3g", fontsize=7)
-    spent_G = x_G[x_G < tokens]
+    spent_G = tokens / (1 + np.exp(-np.linspace(-9, 9, 4 * _GRID)))
     axes.plot(spent_G, (tokens - spent_G) / num_domains, color=_BLUE, label=f"budget: {plan.question.budget:.3g} FLOPs")
     axes.plot(points.pretraining_R[split_R], points.specialization_R[split_R], ".", color="0.2", markersize=4, label="runs")
     alone = np.unique(points.pretraining_R[~split_R])
