@@ -4,9 +4,12 @@ The same code and the same files placed the training documents, so a text lands 
 Where that expert is missing or not what its record says, the seed answers instead, and the route says so and
 why.
 
-It names a model and does not run one, so it needs torch only where the manifest's encoder does (`lexical`
-does not). Cost: one encoding of the text's prefix; the first route to an expert digests its weights (about
-1 GB/s). There is no threshold on the margin and no mixing of experts yet.
+A text whose margin is below a threshold goes to the seed. Several experts may answer together, each with a weight
+(see `mixing`); the weight of one that is missing goes to the seed.
+
+It names models and does not run them, so it needs torch only where the manifest's encoder does (`lexical`
+does not). Cost: one encoding of the texts' prefixes, in one batch; the first route to an expert digests its weights
+(about 1 GB/s).
 """
 
 from collections.abc import Sequence
@@ -18,13 +21,37 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lmsplit.manifests.errors import ManifestError
+from lmsplit.manifests.errors import ConfigurationError, ManifestError
 from lmsplit.manifests.layout import domain_name
 from lmsplit.manifests.placement import Encoder, Floats, PlacementRule, is_unit
 from lmsplit.manifests.reader import Domain, open_placement
 from lmsplit.manifests.store import local_path
 from lmsplit.train.layout import EXPERTS, PLACEMENT, SEED, placement_manifest
+from lmsplit.train.mixing import TEMPERATURE, mixture_weights
 from lmsplit.train.record import read_record, weights_sha256
+
+
+@dataclass(frozen=True)
+class Routing:
+    """How texts are routed."""
+
+    num_experts: int = 1
+    """How many experts answer together, at least 1; more than there are domains means all of them."""
+    temperature: float = TEMPERATURE
+    """T of their weights: see `mixing`."""
+    min_margin: float = 0.0
+    """Cost by which the runner-up has to be behind; texts with less go to the seed."""
+
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            ConfigurationError: one of them cannot be.
+        """
+        if self.num_experts < 1 or not self.temperature > 0 or not self.min_margin >= 0:
+            raise ConfigurationError(
+                f"routing needs num_experts of at least 1, a temperature above 0 and a min_margin of at least 0, found {self}"
+            )
 
 
 @dataclass(frozen=True)
@@ -36,16 +63,20 @@ class Route:
     label: str | None
     margin: float | None
     """Cost of the runner-up minus the domain's; None where there is none."""
+    runner_up: str | None
+    """The domain that comes next; None where there is none."""
     expert: str | None
     """Directory of the model that shall answer, relative to the experts' directory; None where there is none
     at all.
     """
     fallback: bool
-    """Whether that is not the domain's own expert."""
+    """Whether that is not the domain's own expert, or another one that should answer with it is not to be had."""
     reason: str | None
     """Why it fell back."""
     scores: dict[str, float]
     """By domain; the highest is the placement (ties go to the first): see `scores`."""
+    weights: dict[str, float]
+    """By directory of the models that shall answer together, adding up to 1; one model alone has 1."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the route as a JSON object."""
@@ -55,22 +86,33 @@ class Route:
 class Router:
     """Routes texts to the experts in a directory. Make it with `Router.open`."""
 
-    def __init__(self, directory: Path, rule: PlacementRule, encoder: Encoder, domains: Sequence[Domain]) -> None:
+    def __init__(
+        self, directory: Path, rule: PlacementRule, encoder: Encoder, domains: Sequence[Domain], settings: Routing
+    ) -> None:
         self._directory = directory
         self._rule = rule
         self._encoder = encoder
         self._labels = {domain.domain: domain.label for domain in domains}
         self._manifest = placement_manifest(directory)
         self._fault = cache(self._look_for_fault)
+        self._settings = settings
 
     @classmethod
-    def open(cls, directory: str | Path, model: str | None = None, *, trust_remote_code: bool = False) -> "Router":
+    def open(
+        cls,
+        directory: str | Path,
+        model: str | None = None,
+        *,
+        trust_remote_code: bool = False,
+        settings: Routing = Routing(),
+    ) -> "Router":
         """Open a training output.
 
         Args:
             directory: what `output` names in the training configuration.
             model: directory of the encoder's model, where the manifest knows it by its digests alone.
             trust_remote_code: allow a model that needs it to run its own code.
+            settings: how many experts answer, and when the seed does.
 
         Raises:
             ManifestError: it has no placement rule, or one with a wrong digest.
@@ -78,33 +120,66 @@ class Router:
         """
         path = local_path(str(directory))
         placement_manifest(path)
-        return cls(path, *open_placement(path / PLACEMENT, model, trust_remote_code=trust_remote_code))
+        return cls(path, *open_placement(path / PLACEMENT, model, trust_remote_code=trust_remote_code), settings)
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return the route of each text."""
         vectors_ND = self._encoder.encode(texts)
-        return [self._route(vector_D) for vector_D in vectors_ND]
+        found_N = is_unit(vectors_ND)
+        placed = self._rule.place(vectors_ND[found_N])
+        scores_NK = scores(self._rule, vectors_ND[found_N])
+        weights_NK = mixture_weights(scores_NK, self._settings.temperature, self._settings.num_experts)
+        routes = iter(
+            self._route(int(domain), float(margin), scores_K, weights_K)
+            for domain, margin, scores_K, weights_K in zip(placed.domain, placed.margin, scores_NK, weights_NK, strict=True)
+        )
+        return [next(routes) if found else self._nowhere() for found in found_N]
 
-    def _route(self, vector_D: Floats) -> Route:
-        if not is_unit(vector_D[None])[0]:
-            seed, reason = self._fall_back("the encoder finds nothing in the text")
-            return Route(None, None, None, seed, True, reason, {})
-        placed = self._rule.place(vector_D[None])
-        domain = domain_name(int(placed.domain[0]))
-        margin = float(placed.margin[0])
-        own = f"{EXPERTS}/{domain}"
-        fault = self._fault(own)
+    def _nowhere(self) -> Route:
+        seed, reason = self._fall_back("the encoder finds nothing in the text")
+        return Route(None, None, None, None, seed, True, reason, {}, {seed: 1.0} if seed else {})
+
+    def _route(self, domain: int, margin: float, scores_K: Floats, weights_K: Floats) -> Route:
+        name = domain_name(domain)
+        own = f"{EXPERTS}/{name}"
+        reason = self._fault(own)
+        least = self._settings.min_margin
+        if margin < least:  # never where there is no runner-up: the margin is NaN
+            reason = f"the margin of {margin:.4f} is below {least:g}"
+        expert: str | None = own
+        answering = {f"{EXPERTS}/{domain_name(int(leaf))}": float(weights_K[leaf]) for leaf in np.flatnonzero(weights_K)}
+        if reason is not None:
+            expert, reason = self._fall_back(reason)
+            answering = {expert: 1.0} if expert else {}
+        elif faults := [fault for fault in map(self._fault, answering) if fault]:
+            answering, reason = self._without_missing(answering, faults)
+        runner_up = None
+        if len(scores_K) > 1:
+            others = np.where(np.arange(len(scores_K)) == domain, -np.inf, scores_K)
+            runner_up = domain_name(int(others.argmax()))
         return Route(
-            domain=domain,
-            label=self._labels.get(domain),  # a hand-over has some of the rule's domains only
+            domain=name,
+            label=self._labels.get(name),  # a hand-over has some of the rule's domains only
             margin=None if np.isnan(margin) else margin,
-            expert=own if fault is None else self._fall_back(fault)[0],
-            fallback=fault is not None,
-            reason=None if fault is None else self._fall_back(fault)[1],
-            scores={domain_name(leaf): score for leaf, score in enumerate(scores(self._rule, vector_D).tolist())},
+            runner_up=runner_up,
+            expert=expert,
+            fallback=reason is not None,
+            reason=reason,
+            scores={domain_name(leaf): score for leaf, score in enumerate(scores_K.tolist())},
+            weights=answering,
         )
 
+    def _without_missing(self, answering: dict[str, float], faults: list[str]) -> tuple[dict[str, float], str]:
+        """Return who answers where some experts cannot: the seed in their place, else the others."""
+        there = {expert: weight for expert, weight in answering.items() if not self._fault(expert)}
+        seed, reason = self._fall_back("; ".join(faults))
+        missing = 1 - sum(there.values())
+        if seed:
+            return there | {seed: missing}, reason
+        return {expert: weight / (1 - missing) for expert, weight in there.items()}, reason
+
     def _fall_back(self, reason: str) -> tuple[str | None, str]:
+        """Return the seed, or None where that is not to be had either, and why."""
         seed_fault = self._fault(SEED)
         return (SEED, reason) if seed_fault is None else (None, f"{reason}; {seed_fault}")
 
@@ -124,19 +199,20 @@ class Router:
         return None
 
 
-def scores(rule: PlacementRule, vector_D: Floats) -> npt.NDArray[np.float64]:
-    """Return (K,) how well a vector fits each domain; the highest is where the rule places it.
+def scores(rule: PlacementRule, vectors_ND: Floats) -> npt.NDArray[np.float64]:
+    """Return (N, K) how well vectors fit each domain; the highest is where the rule places them.
 
     With flat domains that is the product with the centroid minus the price, 1 - cost. In a tree only the costs of siblings can be
     compared, so a domain has the score of the one that the vector is placed on, minus all that its path costs more at each level
     than the cheapest branch there.
     """
-    scores_M = rule.centroids_MD.astype(np.float64) @ vector_D - rule.prices_M
+    scores_MN = (vectors_ND @ rule.centroids_MD.astype(np.float64).T - rule.prices_M).T
     parents = rule.tree.parent_M + 1
-    best_M = np.full(len(scores_M) + 1, -np.inf)
-    np.maximum.at(best_M, parents, scores_M)
-    behind_M = best_M[parents] - scores_M
+    best_MN = np.full((len(scores_MN) + 1, len(vectors_ND)), -np.inf)
+    np.maximum.at(best_MN, parents, scores_MN)
+    behind_MN = best_MN[parents] - scores_MN
     for node, parent in enumerate(rule.tree.parent_M):  # breadth first: a parent's is complete before its children's
-        behind_M[node] += behind_M[parent] if parent >= 0 else 0.0
-    behind_K = behind_M[rule.leaf_nodes_K]
-    return np.asarray(scores_M[rule.leaf_nodes_K[behind_K.argmin()]] - behind_K)
+        behind_MN[node] += behind_MN[parent] if parent >= 0 else 0.0
+    behind_KN = behind_MN[rule.leaf_nodes_K]
+    placed_N = scores_MN[rule.leaf_nodes_K[behind_KN.argmin(axis=0)], np.arange(len(vectors_ND))]
+    return np.asarray((placed_N - behind_KN).T)

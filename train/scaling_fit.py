@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import least_squares, nnls
 
 from lmsplit.manifests.errors import ConfigurationError
@@ -44,6 +45,8 @@ _FLAT: Final = 1e-5
 """
 _LOW_LOSS: Final = 0.1
 """Quantile of a domain's losses that its E_k is at most: the lowest one may be a run that went wrong (assumption)."""
+_LEAST_LEFT: Final = 0.05
+"""Share of a group's say that the fit leaves over at least, so that a group that alone says something does not explode."""
 _WEBB: Final = np.array([-(1.5**0.5), -1.0, -(0.5**0.5), 0.5**0.5, 1.0, 1.5**0.5])
 """Random signs for few groups (Webb 2023, doi 10.1111/caje.12661): mean 0, variance 1."""
 
@@ -104,8 +107,8 @@ def bootstrap(found: Fit, points: Points, loss_R: Floats, num_draws: int = 200, 
 
     Runs with one N and D share a seed model, and with it a part of their errors: the residuals of such a group are all multiplied
     with one random number of mean 0 and variance 1 (Webb's six). The runs stay, so that no draw lacks a size or a domain.
-    Residuals are smaller than errors, since the fit went after them; they are scaled up by what it took from all runs and
-    from the groups.
+    Residuals are smaller than errors, since the fit went after them, most of all where a group alone says something: they are
+    replaced by what they would be had the fit not seen the group (CR3, arXiv 2301.04527).
 
     Args:
         found: the fit to all runs, from which each fit starts.
@@ -119,21 +122,14 @@ def bootstrap(found: Fit, points: Points, loss_R: Floats, num_draws: int = 200, 
     start = problem.vector(found.parameters)
     seeds = np.stack([points.num_parameters_R, points.pretraining_R], axis=1)
     _, group_R = np.unique(seeds, axis=0, return_inverse=True)
-    residual_R = -found.residual_R * _correction(len(loss_R), int(group_R.max()) + 1, found)
+    group_R = group_R.ravel()
+    error_R = problem.errors(start, group_R)
     draws = []
     for _ in range(num_draws):
-        factor_R = generator.choice(_WEBB, group_R.max() + 1)[group_R.ravel()]
-        drawn_R = problem.log_loss_R + found.residual_R + factor_R * residual_R
+        factor_R = generator.choice(_WEBB, group_R.max() + 1)[group_R]
+        drawn_R = problem.log_loss_R + found.residual_R + factor_R * error_R
         draws.append(problem.fit(problem.solve(start, found.huber_delta, drawn_R).x, found.huber_delta))
     return draws
-
-
-def _correction(num_runs: int, num_groups: int, found: Fit) -> float:
-    """Return the factor from residuals to errors."""
-    shared = found.num_free - len(found.parameters.log_floor_K)
-    of_runs = num_runs / (num_runs - found.num_free)
-    of_groups = num_groups / max(1, num_groups - shared)
-    return float(np.sqrt(of_runs * of_groups))
 
 
 def spread(value: float, draws: Sequence[float], level: float = 0.9) -> tuple[float, float]:
@@ -238,6 +234,18 @@ class _Problem:
         found.x = full
         return found
 
+    def errors(self, vector_P: Floats, group_R: npt.NDArray[np.int64]) -> Floats:
+        """Return (R,) log of measured ÷ predicted by a fit that had not seen the run's group, to first order."""
+        gradient_RP = log_loss(self.law, self._effective(vector_P), self.points)[1][self._inner(vector_P)].T
+        basis_RP, singular, _ = np.linalg.svd(gradient_RP / (np.linalg.norm(gradient_RP, axis=0) + 1e-300), full_matrices=False)
+        basis_RP = basis_RP[:, singular > _FLAT * singular[0]]
+        error_R = -self.residuals(vector_P)
+        for group in range(group_R.max() + 1):
+            rows = group_R == group
+            left, vectors = np.linalg.eigh(np.eye(rows.sum()) - basis_RP[rows] @ basis_RP[rows].T)
+            error_R[rows] = vectors @ (1 / np.maximum(left, _LEAST_LEFT) * (vectors.T @ error_R[rows]))
+        return error_R
+
     def residuals(self, vector_P: Floats) -> Floats:
         """Return (R,) log of predicted ÷ measured."""
         return log_loss(self.law, self._effective(vector_P), self.points)[0] - self.log_loss_R
@@ -265,10 +273,16 @@ class _Problem:
             self._is_pinned_down(vector_P),
         )
 
+    def _inner(self, vector_P: Floats) -> npt.NDArray[np.bool_]:
+        """Return (P,) which parameters are free and not at their bounds."""
+        inner_P: npt.NDArray[np.bool_] = (
+            self.free_P & (vector_P - self.low_P >= _AT_BOUND) & (self.high_P - vector_P >= _AT_BOUND)
+        )
+        return inner_P
+
     def _is_pinned_down(self, vector_P: Floats) -> bool:
         """Whether the losses react to every combination of the parameters that are not at their bounds."""
-        inner_P = self.free_P & (vector_P - self.low_P >= _AT_BOUND) & (self.high_P - vector_P >= _AT_BOUND)
-        gradient_PR = log_loss(self.law, self._effective(vector_P), self.points)[1][inner_P]
+        gradient_PR = log_loss(self.law, self._effective(vector_P), self.points)[1][self._inner(vector_P)]
         lengths_P = np.linalg.norm(gradient_PR, axis=1, keepdims=True)
         if not lengths_P.all():
             return False
