@@ -24,7 +24,7 @@ from lmsplit.train.config import Training
 from lmsplit.train.cross_loss import from_records, interference, specialization
 from lmsplit.train.plan_cli import plan as plan
 from lmsplit.train.record import Loss, RunRecord
-from lmsplit.train.router import Route, Router
+from lmsplit.train.router import Route, Router, Routing
 from lmsplit.train.status import run_rows
 from lmsplit.train.trace_cli import trace as trace
 
@@ -95,12 +95,15 @@ def status(
 def route(
     experts: Annotated[str, typer.Argument(metavar="EXPERTS", help="the output directory of lmsplit train")],
     text: Annotated[list[str], typer.Option(help="a text to route; may be repeated")],
+    num_experts: Annotated[int, typer.Option("--mix", help="how many experts answer together; their weights are shown")] = 1,
+    min_margin: Annotated[float, typer.Option(help="the seed answers where the runner-up is nearer than this")] = 0.0,
     model: ModelOption = None,
     trust_remote_code: TrustOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")] = False,
 ) -> None:
     """Place texts by the manifest's own rule and name their experts."""
-    routes = Router.open(experts, model, trust_remote_code=trust_remote_code).route(text)
+    settings = Routing(num_experts=num_experts, min_margin=min_margin)
+    routes = Router.open(experts, model, trust_remote_code=trust_remote_code, settings=settings).route(text)
     if as_json:
         print_json(routes[0].to_json() if len(routes) == 1 else {"routes": [each.to_json() for each in routes]})
     else:
@@ -194,10 +197,14 @@ def _number(loss: Loss | None) -> str:
 
 def _routes_table(texts: list[str], routes: list[Route]) -> Table:
     table = Table()
-    for name in ("text", "domain", "label", "margin", "model", "remark"):
+    for name in ("text", "domain", "label", "margin", "runner-up", "model", "remark"):
         table.add_column(name, overflow="fold")
     for text, each in zip(texts, routes, strict=True):
         margin = "" if each.margin is None else f"{each.margin:.4f}"
         shown = Text(text if len(text) <= 60 else text[:59] + "…")
-        table.add_row(shown, each.domain, Text(each.label or ""), margin, each.expert, Text(each.reason or ""))
+        model = each.expert
+        if len(each.weights) > 1:
+            model = ", ".join(f"{name} {weight:.0%}" for name, weight in sorted(each.weights.items(), key=lambda item: -item[1]))
+        row = (shown, each.domain, Text(each.label or ""), margin, each.runner_up, model, Text(each.reason or ""))
+        table.add_row(*row)
     return table

@@ -308,6 +308,33 @@ def test_route_of_a_text_without_words_falls_back(trained: Path, lmsplit: Comman
     assert (route["domain"], route["margin"], route["expert"], route["fallback"]) == (None, None, "seed", True)
 
 
+def test_route_mixes_experts_and_puts_the_seed_in_the_place_of_a_missing_one(copied: Path, lmsplit: Command) -> None:
+    output = copied.parent / "out"
+    text = ("--text", "the shortest path between nodes")
+    route = json.loads(lmsplit("route", str(output), *text, "--mix", "3", "--json").out)
+    assert len(route["weights"]) == 3
+    assert sum(route["weights"].values()) == pytest.approx(1)
+    assert max(route["weights"], key=route["weights"].get) == route["expert"] == f"experts/{route['domain']}"
+    assert route["runner_up"] == sorted(route["scores"], key=route["scores"].get)[-2]
+    shutil.rmtree(output / "experts" / route["runner_up"])
+    again = json.loads(lmsplit("route", str(output), *text, "--mix", "3", "--json").out)
+    assert again["fallback"]
+    assert f"experts/{route['runner_up']} is missing" in again["reason"]
+    assert again["weights"]["seed"] == pytest.approx(route["weights"][f"experts/{route['runner_up']}"])
+    assert again["expert"] == route["expert"]
+
+
+def test_route_sends_what_is_near_a_runner_up_to_the_seed(trained: Path, lmsplit: Command) -> None:
+    output, text = str(trained.parent / "out"), ("--text", "the shortest path between nodes")
+    margin = json.loads(lmsplit("route", output, *text, "--json").out)["margin"]
+    route = json.loads(lmsplit("route", output, *text, "--min-margin", str(margin * 1.01), "--json").out)
+    assert (route["expert"], route["weights"], route["fallback"]) == ("seed", {"seed": 1.0}, True)
+    assert "is below" in route["reason"]
+    refused = lmsplit("route", output, *text, "--mix", "0")
+    assert refused.code == 2
+    assert "num_experts of at least 1" in refused.err
+
+
 def test_route_refuses_what_is_no_training_output(tmp_path: Path, lmsplit: Command) -> None:
     result = lmsplit("route", str(tmp_path), "--text", "x")
     assert result.code == 1
