@@ -80,7 +80,7 @@ def lower_bound(name: str) -> float:
     _, gradient_PR = log_loss(LAWS[name], vector_P, design(0))
     scale_P = np.linalg.norm(gradient_PR, axis=1)
     information_PP = (gradient_PR / scale_P[:, None]) @ (gradient_PR / scale_P[:, None]).T / NOISE**2
-    step = 1e-2
+    step = 1e-3
     slopes = [
         (np.log(optimum(name, vector_P + step * each)) - np.log(optimum(name, vector_P - step * each))) / (2 * step)
         for each in np.eye(len(vector_P))
