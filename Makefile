@@ -18,8 +18,9 @@ setup: .venv/.complete
 quickstart: setup
 	$(BIN)/python quickstart.py $(if $(CORPUS),--corpus '$(CORPUS)') $(if $(OUTPUT),--output '$(OUTPUT)')
 
+# Two processes, a thread each: most of the time goes into starting others and into small trainings.
 test: setup
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu'
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m 'not slow and not gpu' -n 2 --dist loadfile
 
 test-slow: setup
 	$(BIN)/python -m pytest -q -m slow --timeout 1800
