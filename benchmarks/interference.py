@@ -148,7 +148,10 @@ class Bench:
             return self._dense(arm.dense, seed)
         campaign = self._campaign(arm, seed)
         record = experts.seed_record(self._seed(seed))  # its digest names the manifest, which is shuffled in some arms
-        shutil.rmtree(campaign.output / "experts", ignore_errors=True)
+        begun = campaign.output / "arm"
+        if not begun.exists() or begun.read_text() != name:  # else it goes on with the experts that are missing
+            shutil.rmtree(campaign.output / "experts", ignore_errors=True)
+            begun.write_text(name)
         for domain in campaign.manifest.domains:
             found = experts.train_expert(campaign, domain, record)
             assert found is not None
