@@ -41,7 +41,7 @@ _LOG_COEFFICIENT: Final = (-15.0, 8.0)
 _AT_BOUND: Final = 1e-3
 _FLAT: Final = 1e-5
 """Ratio of singular values of the gradients, each of length 1, below which the runs say nothing of a combination of parameters
-(assumption; with one D in all runs it is below 1e-7, in a grid of five above 1e-4).
+(assumption).
 """
 _LOW_LOSS: Final = 0.1
 """Quantile of a domain's losses that its E_k is at most: the lowest one may be a run that went wrong (assumption)."""
@@ -174,6 +174,7 @@ class _Problem:
 
     @property
     def num_free(self) -> int:
+        """Return the number of parameters that the runs decide."""
         return int(self.free_P.sum())
 
     def starts(self) -> list[Floats]:
@@ -292,25 +293,20 @@ class _Problem:
     def _natural(self, vector_P: Floats) -> Parameters:
         values = Parameters.of(self._effective(vector_P), self.law)
         exponent_Q = self.law.to_tokens(values.exponent_Q, self.log_unit_tokens)
-        one = np.zeros(1)
-        unit = np.array([self.log_unit_tokens])
-        shapes_T = self.law.log_shapes(values.exponent_Q, one, one)[0][:, 0]
-        natural_T = self.law.log_shapes(exponent_Q, unit, unit)[0][:, 0]
-        return Parameters(
-            values.log_floor_K,
-            values.log_size + values.size_exponent * self.log_unit_size,
-            values.log_coefficient_T + shapes_T - natural_T,
-            values.size_exponent,
-            exponent_Q,
-        )
+        coefficient_T = values.log_coefficient_T + self._shift(values.exponent_Q, exponent_Q)
+        log_size = values.log_size + values.size_exponent * self.log_unit_size
+        return Parameters(values.log_floor_K, log_size, coefficient_T, values.size_exponent, exponent_Q)
 
     def vector(self, parameters: Parameters) -> Floats:
         """Return the parameters in this problem's units: what `_natural` undoes."""
         exponent_Q = self.law.to_tokens(parameters.exponent_Q, -self.log_unit_tokens)
-        one = np.zeros(1)
-        unit = np.array([self.log_unit_tokens])
-        shapes_T = self.law.log_shapes(exponent_Q, one, one)[0][:, 0]
-        natural_T = self.law.log_shapes(parameters.exponent_Q, unit, unit)[0][:, 0]
         log_size = parameters.log_size - parameters.size_exponent * self.log_unit_size if self.has_sizes else 0.0
-        coefficient_T = parameters.log_coefficient_T - shapes_T + natural_T
+        coefficient_T = parameters.log_coefficient_T - self._shift(exponent_Q, parameters.exponent_Q)
         return Parameters(parameters.log_floor_K, log_size, coefficient_T, parameters.size_exponent, exponent_Q).vector()
+
+    def _shift(self, in_units_Q: Floats, natural_Q: Floats) -> Floats:
+        """Return (T,) by how much logs of coefficients grow where tokens are counted one by one: a term is the same at one unit."""
+        one, unit = np.zeros(1), np.array([self.log_unit_tokens])
+        here_T, there_T = self.law.log_shapes(in_units_Q, one, one)[0][:, 0], self.law.log_shapes(natural_Q, unit, unit)[0][:, 0]
+        shift_T: Floats = here_T - there_T
+        return shift_T
