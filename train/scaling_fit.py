@@ -305,7 +305,7 @@ class _Problem:
         return Parameters(parameters.log_floor_K, log_size, coefficient_T, parameters.size_exponent, exponent_Q).vector()
 
     def _shift(self, in_units_Q: Floats, natural_Q: Floats) -> Floats:
-        """Return (T,) by how much logs of coefficients grow where tokens are counted one by one: a term is the same at one unit."""
+        """Return (T,) what counting tokens one by one adds to the logs of coefficients: at one unit a term is the same."""
         one, unit = np.zeros(1), np.array([self.log_unit_tokens])
         here_T, there_T = self.law.log_shapes(in_units_Q, one, one)[0][:, 0], self.law.log_shapes(natural_Q, unit, unit)[0][:, 0]
         shift_T: Floats = here_T - there_T
