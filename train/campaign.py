@@ -7,6 +7,7 @@
 <output>/references/<digest>/           the seed's losses that experts are held to: see `references`
 <output>/seed/  experts/d00000/         models: weights, tokenizer, README.md, run.json, lineage.json, order.parquet
 <output>/merged/                        the average of the experts, where it was asked for
+<output>/dense/total/  per-model/       the seed continued as one model, where it was asked for
 <output>/logs/                          what each run said, where runs have processes of their own
 <output>/placement/                     what a router needs of the manifest
 ```
@@ -28,7 +29,7 @@ from lmsplit.manifests.reader import Domain, Manifest
 from lmsplit.manifests.store import local_path
 from lmsplit.train.config import Expert, SeedModel, TrainedTokenizer, Training, Where
 from lmsplit.train.directory import whole_directory, write_whole
-from lmsplit.train.layout import EXPERTS, PLACEMENT, SEED, placement_manifest
+from lmsplit.train.layout import DENSE, EXPERTS, PLACEMENT, SEED, Matched, placement_manifest
 from lmsplit.train.models import describe_model, has_given_weights, preset_of
 from lmsplit.train.pack import Packed, Packing, pack_split
 from lmsplit.train.presets import Preset
@@ -50,9 +51,9 @@ _TOKENIZER_RECORD = "lmsplit.json"
 class Run:
     """One model to train."""
 
-    kind: Literal["seed", "expert"]
+    kind: Literal["seed", "expert", "dense"]
     domain: Domain | None
-    """The expert's domain; None for the seed."""
+    """The expert's domain; None for the others."""
     directory: Path
     tokens: int
     """Tokens to train on in this run."""
@@ -66,7 +67,9 @@ class Run:
 
     @property
     def name(self) -> str:
-        """`seed`, or the domain's name."""
+        """`seed`, the domain's name, or `dense-` and what it matches."""
+        if self.kind == "dense":
+            return f"{DENSE}-{self.directory.name}"
         return self.domain.domain if self.domain else SEED
 
     @property
@@ -133,7 +136,7 @@ class Campaign:
         phase = self.configuration.seed_model
         rate = phase.learning_rate or self.preset.seed_learning_rate
         content = {"model": describe_model(self.configuration.model), "mixture": phase.mixture}
-        return self._run("seed", None, phase, phase.tokens, rate, content)
+        return self._run("seed", self.output / SEED, phase, phase.tokens, rate, content)
 
     def expert_run(self, domain: Domain, seed_weights_sha256: str) -> Run:
         """Return the run of one domain's expert.
@@ -149,16 +152,39 @@ class Campaign:
         if phase.interference is not None:
             content["interference"] = phase.interference.model_dump()
         tokens = phase.domain_tokens.get(domain.domain, phase.tokens)
-        return self._run("expert", domain, phase, tokens, rate, content)
+        directory = self.output / EXPERTS / domain.domain
+        return self._run("expert", directory, phase, tokens, rate, content, domain)
+
+    def dense_run(self, matched: Matched, seed_weights_sha256: str) -> Run:
+        """Return the run of a dense baseline: one copy of the seed continued on all that the experts are trained on.
+
+        Args:
+            matched: `total` for as many tokens as all experts together, `per-model` for those of one, on average.
+            seed_weights_sha256: digest of the seed's weights.
+        """
+        phase = self.configuration.expert
+        rate = phase.learning_rate or self.preset.expert_learning_rate
+        tokens = self.expert_tokens()
+        content: dict[str, Any] = {"matched": matched.value, "mixture": tokens, "seed_weights": seed_weights_sha256}
+        content["optimizer_state"] = phase.optimizer_state
+        total = sum(tokens.values())
+        wanted = total if matched is Matched.TOTAL else round(total / len(tokens))
+        return self._run("dense", self.output / DENSE / matched, phase, wanted, rate, content)
+
+    def expert_tokens(self) -> dict[str, int]:
+        """Return the tokens that each domain's expert is trained on."""
+        phase = self.configuration.expert
+        return {each.domain: phase.domain_tokens.get(each.domain, phase.tokens) for each in self.manifest.domains}
 
     def _run(
         self,
-        kind: Literal["seed", "expert"],
-        domain: Domain | None,
+        kind: Literal["seed", "expert", "dense"],
+        directory: Path,
         phase: SeedModel | Expert,
         tokens: int,
         learning_rate: float,
         content: dict[str, Any],
+        domain: Domain | None = None,
     ) -> Run:
         config, where = _phase_config(self.configuration, phase), phase.where or self.configuration.where
         fields = self.configuration.sft | phase.sft
@@ -175,7 +201,6 @@ class Campaign:
             "attention": self.configuration.attention,
             "processes": self.configuration.executor.processes,
         }
-        directory = self.output / EXPERTS / domain.domain if domain else self.output / SEED
         return Run(kind, domain, directory, tokens, learning_rate, fields, where, shared | content)
 
 

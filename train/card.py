@@ -7,9 +7,12 @@ run record.
 import json
 import re
 from collections.abc import Sequence
+from typing import Final
 
 from lmsplit.manifests.reader import Domain
 from lmsplit.train.record import Loss, RunRecord
+
+_WHOLE: Final = {"seed": "Seed model", "merged": "Average of the experts", "dense": "Dense baseline"}
 
 
 def render_card(record: RunRecord, domains: Sequence[Domain]) -> str:
@@ -20,8 +23,7 @@ def render_card(record: RunRecord, domains: Sequence[Domain]) -> str:
         domains: the manifest's domains.
     """
     about = next((domain for domain in domains if domain.domain == record.domain), None)
-    whole = "Average of the experts" if record.kind == "merged" else "Seed model"
-    title = f"Expert {record.domain}: {_plain(about.label)}" if about else f"{whole} of {len(domains)} domains"
+    title = f"Expert {record.domain}: {_plain(about.label)}" if about else f"{_WHOLE[record.kind]} of {len(domains)} domains"
     lines = [
         "---",
         "library_name: transformers",
@@ -49,6 +51,8 @@ def render_card(record: RunRecord, domains: Sequence[Domain]) -> str:
 def _origin(record: RunRecord, about: Domain | None) -> str:
     if record.kind == "merged":
         return "The mean of the weights of every domain's expert, which were continued from one seed; a baseline."
+    if record.kind == "dense":
+        return "A copy of the seed model, continued on what the experts of all domains are trained on; a baseline."
     if about is None:
         return "Pretrained on the training documents of every domain; each expert is continued from it."
     return f"A copy of the seed model, continued on the domain's {about.splits['train']:,} training documents."
@@ -66,6 +70,8 @@ def _facts(record: RunRecord, about: Domain | None) -> list[str]:
         "training compute of this run": f"{record.flops:.3g} FLOP",
         "configuration": f"`{record.configuration_digest}`",
     }
+    if record.kind == "dense":
+        facts |= {"tokens, after the seed": f"{record.specialization_tokens:,}", "seed": f"`{record.seed_weights_sha256}`"}
     if about is not None:
         facts = {
             "domain": f"`{about.domain}`",

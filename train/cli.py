@@ -22,6 +22,7 @@ from lmsplit.manifests.reader import Domain
 from lmsplit.manifests.store import local_path
 from lmsplit.train.config import Training
 from lmsplit.train.cross_loss import from_records, interference, specialization
+from lmsplit.train.layout import Matched
 from lmsplit.train.plan_cli import plan as plan
 from lmsplit.train.record import Loss, RunRecord
 from lmsplit.train.router import Route, Router, Routing
@@ -35,11 +36,15 @@ def train(
     domain: Annotated[str | None, typer.Option(help="continue the seed on this domain, such as d00000")] = None,
     everything: Annotated[bool, typer.Option("--all", help="the seed where it is missing, then every expert")] = False,
     merge: Annotated[bool, typer.Option("--merge", help="average the experts, as a baseline")] = False,
+    dense: Annotated[
+        Matched | None, typer.Option(help="continue the seed as one model, for the tokens of one expert or of all, as a baseline")
+    ] = None,
     overrides: Annotated[list[str] | None, typer.Option("--set", help="a.b=c: override a key; may be repeated")] = None,
 ) -> None:
-    """Pretrain the seed, continue it into one expert per domain, or average the experts."""
-    if seed_model + (domain is not None) + everything + merge != 1:
-        raise ConfigurationError("lmsplit train needs exactly one of --seed-model, --domain D, --all and --merge")
+    """Pretrain the seed, continue it into one expert per domain, or make a baseline: their average, or one dense model."""
+    if seed_model + (domain is not None) + everything + merge + (dense is not None) != 1:
+        raise ConfigurationError("lmsplit train needs exactly one of --seed-model, --domain D, --all, --merge and --dense WHICH")
+    kind = "dense" if dense else "merged" if merge else "expert"
     configuration = load(Training, config, overrides or [])
     experts, campaigns, processes = _engine("experts"), _engine("campaign"), _engine("processes")
     _quiet_libraries()
@@ -54,11 +59,13 @@ def train(
         seed = experts.seed_record(campaign)
         record = experts.train_expert(campaign, chosen, seed)
         domains = (chosen,)
+    elif seed_model:
+        record = seed = experts.train_seed(campaign)
     else:
-        record = experts.train_seed(campaign) if seed_model else _engine("merge").merge_experts(campaign)
-        seed = record if seed_model else experts.seed_record(campaign)
+        seed = experts.seed_record(campaign)
+        record = experts.train_dense(campaign, dense, seed) if dense else _engine("merge").merge_experts(campaign)
     if record is not None:  # another process than the main one has none
-        _show(domains, seed, {} if seed_model else {each.domain: record for each in domains}, {}, "merged" if merge else "expert")
+        _show(domains, seed, {} if seed_model else {each.domain: record for each in domains}, {}, kind)
 
 
 def _train_all(domains: tuple[Domain, ...], seed: RunRecord, outcomes: list[Any]) -> None:

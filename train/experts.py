@@ -1,4 +1,4 @@
-"""The seed, one expert per domain, and their average: what `lmsplit train` runs.
+"""The seed, one expert per domain, and the dense baselines: what `lmsplit train` runs.
 
 What is done under the same configuration is skipped, what was cut off goes on. `train_all` trains the seed where it is
 missing, then the experts, the longest first, one after the other in this process or several at a time in processes of their
@@ -17,6 +17,7 @@ from lmsplit.manifests.layout import domain_index
 from lmsplit.manifests.reader import Domain
 from lmsplit.train.campaign import Campaign, Run
 from lmsplit.train.heldout import HeldOut
+from lmsplit.train.layout import Matched
 from lmsplit.train.models import attention_kind, build_model, has_given_weights, load_model
 from lmsplit.train.off_domain import shares_of_others
 from lmsplit.train.phase import Start, finished_record, run_phase
@@ -102,6 +103,40 @@ def train_expert(campaign: Campaign, domain: Domain, seed: RunRecord) -> RunReco
     if _needs_launcher(campaign):
         Workers(campaign).train(["--domain", domain.domain], run.name)
         return read_record(run.directory)
+    return run_phase(campaign, run, _continued(campaign, seed), shares)
+
+
+def train_dense(campaign: Campaign, matched: Matched, seed: RunRecord) -> RunRecord | None:
+    """Continue one copy of the seed on what all experts are trained on, or return its record where that was done before.
+
+    It sees the domains in the ratio of their experts' tokens: with `total`, as many tokens of each domain as its expert does.
+
+    Args:
+        campaign: what the runs share.
+        matched: `total` for as many tokens as all experts together, `per-model` for those of one, on average.
+        seed: the seed's record.
+
+    Returns:
+        The record; None in every process but the main one.
+
+    Raises:
+        LmsplitError: see `phase.run_phase` and `phase.finished_record`.
+    """
+    run = campaign.dense_run(matched, seed.weights_sha256)
+    if (record := finished_record(run)) is not None:
+        logger.info("%s is done already", run.directory)
+        return record if is_main() else None
+    with main_first():
+        tokens = campaign.expert_tokens()
+        shares = [Share(campaign.packed(each, run.where), float(tokens[each.domain])) for each in campaign.manifest.domains]
+    if _needs_launcher(campaign):
+        Workers(campaign).train(["--dense", matched], run.name)
+        return read_record(run.directory)
+    return run_phase(campaign, run, _continued(campaign, seed), shares)
+
+
+def _continued(campaign: Campaign, seed: RunRecord) -> Start:
+    """Return a copy of the seed, with its losses."""
     directory = campaign.seed_run().directory
     heldout = HeldOut.of(campaign)
     losses = {name: each.after for name, each in seed.losses.items()}
@@ -109,7 +144,7 @@ def train_expert(campaign: Campaign, domain: Domain, seed: RunRecord) -> RunReco
         losses = {name: Loss.of(loss) for name, loss in heldout.measure(load_model(directory)).items()}
     model = load_model(directory, attention_kind(campaign.configuration.attention))
     kept = directory if campaign.configuration.expert.optimizer_state == "kept" else None
-    return run_phase(campaign, run, Start(model, seed.pretraining_tokens, seed.weights_sha256, losses, kept), shares)
+    return Start(model, seed.pretraining_tokens, seed.weights_sha256, losses, kept)
 
 
 def train_all(campaign: Campaign) -> tuple[RunRecord, list[Outcome]]:
@@ -126,8 +161,7 @@ def train_all(campaign: Campaign) -> tuple[RunRecord, list[Outcome]]:
         raise ConfigurationError("--all starts processes itself: set executor.processes, and run it without a launcher")
     seed = train_seed(campaign)
     assert seed is not None, "there is one process"
-    phase = campaign.configuration.expert
-    tokens = {each.domain: phase.domain_tokens.get(each.domain, phase.tokens) for each in campaign.manifest.domains}
+    tokens = campaign.expert_tokens()
     longest_first = sorted(campaign.manifest.domains, key=lambda domain: -tokens[domain.domain])
     executor = campaign.configuration.executor
     if executor.kind == "local" and executor.workers == 1:

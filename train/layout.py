@@ -3,6 +3,7 @@
 Imports nothing heavy, so that routing needs no torch.
 """
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
@@ -13,10 +14,19 @@ SEED: Final = "seed"
 EXPERTS: Final = "experts"
 PLACEMENT: Final = "placement"
 MERGED: Final = "merged"
+DENSE: Final = "dense"
+"""The seed continued as one model, on what all experts are trained on: `dense/per-model` and `dense/total`."""
 REFERENCES: Final = "references"
 """Losses of the seed that experts are compared with while they train."""
 PROGRESS: Final = "progress.json"
 """In a run's unfinished directory: its newest line of progress."""
+
+
+class Matched(StrEnum):
+    """What a dense baseline is trained on as many tokens as: one expert, on average, or all of them together."""
+
+    PER_MODEL = "per-model"
+    TOTAL = "total"
 
 
 def placement_manifest(output: Path) -> str:

@@ -118,9 +118,9 @@ class RunRecord(Strict):
     """One training run."""
 
     schema_version: Literal[2] = 2
-    kind: Literal["seed", "expert", "merged"]
+    kind: Literal["seed", "expert", "merged", "dense"]
     domain: str | None
-    """The expert's domain; null for the seed."""
+    """The expert's domain; null for the others."""
     label: str | None
     manifest: ManifestReference
     tokenizer_digest: str
@@ -134,7 +134,7 @@ class RunRecord(Strict):
     pretraining_tokens: int
     """D: tokens that the seed was trained on."""
     specialization_tokens: int
-    """D': tokens that the expert was trained on beyond the seed; 0 for the seed."""
+    """D': tokens that an expert or dense baseline was trained on beyond the seed; 0 for the seed."""
     where: dict[str, list[Any]] | None
     """The row filter; null where there was none."""
     domains: dict[str, DomainTokens]

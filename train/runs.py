@@ -186,7 +186,7 @@ def _read_records(path: Path) -> list[RunRecord]:
         raise InputError(f"{path} does not exist: give tables of runs or directories that lmsplit train wrote")
     found = sorted(each for each in path.rglob(RECORD) if not any(part.startswith(".") for part in each.relative_to(path).parts))
     try:
-        records = [record for record in (read_record(each.parent) for each in found) if record.kind != "merged"]
+        records = [record for record in (read_record(each.parent) for each in found) if record.kind in ("seed", "expert")]
     except ManifestError as error:
         raise InputError(f"{str(error).partition(': remove')[0]}: give the directories of the other runs, one by one") from error
     if not records:

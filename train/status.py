@@ -14,12 +14,12 @@ import yaml
 from lmsplit.manifests.errors import ManifestError
 from lmsplit.manifests.reader import Manifest
 from lmsplit.train.directory import LOCK, partial_directory
-from lmsplit.train.layout import EXPERTS, MERGED, PROGRESS, SEED
+from lmsplit.train.layout import DENSE, EXPERTS, MERGED, PROGRESS, SEED, Matched
 from lmsplit.train.record import RECORD, read_record
 
 
 def run_rows(output: Path) -> list[dict[str, Any]]:
-    """Return one row a run: the seed, every domain's expert, and the average where there is one.
+    """Return one row a run: the seed, every domain's expert, and the average and the dense baselines where there are any.
 
     Args:
         output: the directory of `lmsplit train`.
@@ -48,6 +48,10 @@ def _runs(output: Path) -> Iterator[tuple[str, Path]]:
         yield domain.domain, output / EXPERTS / domain.domain
     if (output / MERGED).exists():
         yield MERGED, output / MERGED
+    for matched in Matched:
+        directory = output / DENSE / matched
+        if directory.exists() or partial_directory(directory).exists():
+            yield f"{DENSE}-{matched}", directory
 
 
 def _row(name: str, directory: Path) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Workers:
         """Train one model.
 
         Args:
-            options: which: `--seed-model`, or `--domain` and its name.
+            options: which: `--seed-model`, `--domain` and its name, or `--dense` and what it matches.
             name: the run's, for its log.
 
         Raises:
