@@ -5,7 +5,8 @@ One seed on the mixture of the corpora, then one expert for each of twelve domai
 - `plain`: the own domain alone. `plain, random` and `hinge, random`: twelve random clusters of the same sizes.
 - `replay`: 3 % of the tokens from other domains, trained on like the own ones. `replay ×…`: the same rows with a larger weight.
 - `kl`: the divergence from the seed's predictions. `hinge token`, `hinge document`: the loss above the seed's. The number is λ.
-- `dense, per model`: one model continued on the mixture for an expert's tokens; `dense, total`: for those of all experts.
+- `dense, per model`: one model continued on what all experts are trained on, for an expert's tokens; `dense, total`: for those
+  of all experts.
 
 All of them but the dense ones draw the same rows of other domains. FLOPs are matched: where the seed is run on these rows too,
 the expert trains on fewer tokens. S is what the experts gain on their own domains, I what they lose on others (`cross_loss`),
@@ -42,6 +43,7 @@ from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import Training
 from lmsplit.train.cross_loss import break_even, cross_loss, interference, specialization
 from lmsplit.train.evaluate import document_losses
+from lmsplit.train.layout import Matched
 from lmsplit.train.models import load_model
 
 DOMAINS: Final = 12
@@ -63,8 +65,8 @@ class Arm(NamedTuple):
     weight: float | None = None
     level: str = "token"
     random: bool = False
-    dense: int = 0
-    """Tokens of the one dense model, as a multiple of an expert's."""
+    dense: Matched | None = None
+    """One dense model, for so many tokens."""
 
 
 ARMS: Final[dict[str, Arm]] = {
@@ -79,8 +81,8 @@ ARMS: Final[dict[str, Arm]] = {
     "hinge document 1": Arm("hinge", 1.0, "document"),
     "plain, random": Arm(random=True),
     "hinge token 1, random": Arm("hinge", 1.0, random=True),
-    "dense, per model": Arm(dense=1),
-    "dense, total": Arm(dense=DOMAINS),
+    "dense, per model": Arm(dense=Matched.PER_MODEL),
+    "dense, total": Arm(dense=Matched.TOTAL),
 }
 
 
@@ -144,10 +146,11 @@ class Bench:
             campaign = self._seed(seed)
             return self._losses(campaign, [campaign.seed_run().directory])
         arm = ARMS[name]
-        if arm.dense:
-            return self._dense(arm.dense, seed)
         campaign = self._campaign(arm, seed)
         record = experts.seed_record(self._seed(seed))  # its digest names the manifest, which is shuffled in some arms
+        if arm.dense:
+            experts.train_dense(campaign, arm.dense, record)
+            return self._losses(campaign, [campaign.dense_run(arm.dense, record.weights_sha256).directory])
         begun = campaign.output / "arm"
         if not begun.exists() or begun.read_text() != name:  # else it goes on with the experts that are missing
             shutil.rmtree(campaign.output / "experts", ignore_errors=True)
@@ -174,23 +177,6 @@ class Bench:
             if arm.kind != "replay":
                 expert["tokens"] = round(TOKENS / (1 + FRACTION / 3))
         return self._open(self.shuffled if arm.random else self.manifest, seed, expert)
-
-    def _dense(self, multiple: int, seed: int) -> npt.NDArray[np.float64]:
-        """Continue the seed on the mixture: as the seed of a run that is given its weights."""
-        start = self._seed(seed)
-        path = self.output / f"dense-{seed}-{multiple}.yaml"
-        output = self.output / f"dense-{seed}-{multiple}"
-        values = self._values(seed, {}) | {
-            "output": str(output),
-            "model": str(start.seed_run().directory),
-            "tokenizer": str(start.output / "tokenizer"),
-            "seed_model": {"tokens": TOKENS * multiple, "learning_rate": start.preset.expert_learning_rate},
-        }
-        sizes = {"max_length": start.packing.max_length, "per_device_train_batch_size": start.preset.batch_size}
-        path.write_text(json.dumps(values | {"sft": values["sft"] | sizes}))
-        campaign = Campaign.open(load(Training, path, ()))
-        experts.train_seed(campaign)
-        return self._losses(start, [campaign.seed_run().directory])
 
     def _values(self, seed: int, expert: dict[str, Any]) -> dict[str, Any]:
         return {
