@@ -42,9 +42,9 @@ from lmsplit.train import experts
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import Training
 from lmsplit.train.cross_loss import break_even, cross_loss, interference, specialization
-from lmsplit.train.evaluate import document_losses
 from lmsplit.train.layout import Matched
 from lmsplit.train.models import load_model
+from lmsplit.train.text_losses import document_losses
 
 DOMAINS: Final = 12
 SEED_TOKENS: Final = 3_000_000

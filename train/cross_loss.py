@@ -5,7 +5,7 @@
     I = mean_{k≠j} max(0, M[k, j])    interference
 
 A router that always names the right expert sees S alone; one that errs sees other entries too. Pure arithmetic on losses in any
-one unit (nats per token, bits per byte); this does *not* measure them. See `evaluate` and the runs' records.
+one unit (nats per token, bits per byte); this does *not* measure them. See `text_losses` and the runs' records.
 
 Shapes: K experts, one for each domain; J domains.
 """

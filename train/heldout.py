@@ -1,7 +1,7 @@
 """The held-out loss on every domain: on the same documents every time, before, during and after a run.
 
 A domain's documents are chosen evenly from all that are held out, so that two models, or two moments of one, are compared on
-the same ones. This does *not* decide what a loss is (see `evaluate`).
+the same ones. This does *not* decide what a loss is (see `text_losses`).
 """
 
 import json
@@ -24,10 +24,10 @@ from lmsplit.manifests.reader import Manifest
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import Evaluation as Settings
 from lmsplit.train.directory import write_whole
-from lmsplit.train.evaluate import evaluate_texts
 from lmsplit.train.loss import HeldOutLoss
 from lmsplit.train.models import copy_model
 from lmsplit.train.record import Evaluation, Loss
+from lmsplit.train.text_losses import evaluate_texts
 from lmsplit.train.tokenizer import DocumentEncoder
 
 

@@ -1,6 +1,6 @@
 """The result of measuring a model on texts: counts, and the loss in two units.
 
-Pure arithmetic; `evaluate` measures.
+Pure arithmetic; `text_losses` measures.
 """
 
 import math

@@ -16,8 +16,8 @@ from lmsplit.manifests.reader import Manifest
 from lmsplit.train import experts
 from lmsplit.train.campaign import Campaign, Run
 from lmsplit.train.config import Training
-from lmsplit.train.evaluate import evaluate_domain
 from lmsplit.train.record import RunRecord, read_record
+from lmsplit.train.text_losses import evaluate_domain
 from lmsplit.train.tokenizer import DocumentEncoder
 from lmsplit.train.trainer import DomainTrainer
 from tests.train.runs import MODEL, Command, Result, campaign_of, write_configuration

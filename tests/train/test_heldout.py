@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 from lmsplit.manifests.reader import Manifest
 from lmsplit.train import experts, heldout
 from lmsplit.train.config import Evaluation
-from lmsplit.train.evaluate import evaluate_texts
 from lmsplit.train.heldout import HeldOut
 from lmsplit.train.loss import HeldOutLoss
 from lmsplit.train.record import Loss
+from lmsplit.train.text_losses import evaluate_texts
 from tests.train.runs import Watched, campaign_of
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]

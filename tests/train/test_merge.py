@@ -9,8 +9,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lmsplit.manifests.reader import Manifest
-from lmsplit.train.evaluate import evaluate_domain
 from lmsplit.train.record import Loss, read_record
+from lmsplit.train.text_losses import evaluate_domain
 from lmsplit.train.tokenizer import DocumentEncoder
 from tests.train.runs import Command, tensors, weights, write_configuration
 

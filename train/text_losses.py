@@ -1,4 +1,4 @@
-"""Held-out loss of a model: nats per token, and bits per UTF-8 byte, which does not depend on the tokenizer.
+"""Loss of a model on texts: nats per token, and bits per UTF-8 byte, which does not depend on the tokenizer.
 
 A document is `begin, t1 … tn`. Each of its n tokens is predicted exactly once; the begin token is only
 context, and the end token is not counted, because it is not text. A document longer than `max_length` is cut
@@ -27,7 +27,18 @@ from lmsplit.train.tokenizer import DocumentEncoder
 _LOGITS: Final = 1 << 26
 _BUFFERED_WINDOWS: Final = 1024
 
-# Shape: N documents.
+# Shapes: N documents, T tokens of all of them.
+
+
+class TokenLosses(NamedTuple):
+    """A model's loss on each token of some texts, one text after the other."""
+
+    nats_T: npt.NDArray[np.float32]
+    """-ln p of each token."""
+    tokens_N: npt.NDArray[np.int64]
+    """Tokens predicted of each text."""
+    bytes_N: npt.NDArray[np.int64]
+    """UTF-8 bytes of each text."""
 
 
 class DocumentLosses(NamedTuple):
@@ -44,8 +55,8 @@ class DocumentLosses(NamedTuple):
 class Window(NamedTuple):
     """Tokens that a model sees at once."""
 
-    document: int
-    """Number of the text that it is of."""
+    place: tuple[int, int]
+    """Number of the text that it is of, and of the window in it."""
     ids: list[int]
 
 
@@ -81,6 +92,25 @@ def document_losses(
     model: PreTrainedModel, encoder: DocumentEncoder, batches: Iterable[Sequence[str]], max_length: int
 ) -> DocumentLosses:
     """Return a model's loss on each text, for comparisons of two models on the same texts; see `evaluate_texts`."""
+    found = token_losses(model, encoder, batches, max_length)
+    return DocumentLosses(sums_of_documents(found.nats_T, found.tokens_N), found.tokens_N, found.bytes_N)
+
+
+def sums_of_documents(values_T: npt.NDArray[np.float32], tokens_N: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
+    """Return (..., N) the sum over each text's tokens of (..., T) values.
+
+    >>> sums_of_documents(np.array([1, 2, 4], np.float32), np.array([2, 0, 1]))
+    array([3., 0., 4.])
+    """
+    ends_N = np.cumsum(tokens_N)
+    totals = np.concatenate([np.zeros((*values_T.shape[:-1], 1)), np.cumsum(values_T, axis=-1, dtype=np.float64)], axis=-1)
+    return np.asarray(totals[..., ends_N] - totals[..., ends_N - tokens_N])
+
+
+def token_losses(
+    model: PreTrainedModel, encoder: DocumentEncoder, batches: Iterable[Sequence[str]], max_length: int
+) -> TokenLosses:
+    """Return a model's loss on each token of texts; see `evaluate_texts`."""
     counts: list[tuple[int, int]] = []
 
     def windows() -> Iterator[Window]:
@@ -88,22 +118,21 @@ def document_losses(
         for texts in batches:
             for text, ids in zip(texts, encoder.encode(texts), strict=True):
                 counts.append((len(ids), len(text.encode())))
-                for window in cut_windows([encoder.begin_id, *ids], max_length):
-                    yield Window(len(counts) - 1, window)
+                for number, window in enumerate(cut_windows([encoder.begin_id, *ids], max_length)):
+                    yield Window((len(counts) - 1, number), window)
 
-    nats: list[float] = []
+    nats: dict[tuple[int, int], npt.NDArray[np.float32]] = {}
     was_training = model.training
     model.eval()
     try:
         for batch in _batches(windows(), model, max_length):
-            nats += [0.0] * (len(counts) - len(nats))
-            for window, loss in zip(batch, _nats(model, [window.ids for window in batch]), strict=True):
-                nats[window.document] += loss
+            for window, losses in zip(batch, _nats(model, [window.ids for window in batch]), strict=True):
+                nats[window.place] = losses
     finally:
         model.train(was_training)
-    nats += [0.0] * (len(counts) - len(nats))
     tokens_N, bytes_N = np.array(counts, np.int64).reshape(-1, 2).T
-    return DocumentLosses(np.array(nats), tokens_N, bytes_N)
+    in_order = [nats[place] for place in sorted(nats)]
+    return TokenLosses(np.concatenate([np.zeros(0, np.float32), *in_order]), tokens_N, bytes_N)
 
 
 def cut_windows(sequence: Sequence[int], max_length: int) -> Iterator[list[int]]:
@@ -135,8 +164,8 @@ def _by_length(windows: list[Window], size: int) -> Iterator[list[Window]]:
 
 
 @torch.no_grad()
-def _nats(model: PreTrainedModel, windows: list[list[int]]) -> list[float]:
-    """Return the sum of each window's losses."""
+def _nats(model: PreTrainedModel, windows: list[list[int]]) -> list[npt.NDArray[np.float32]]:
+    """Return each window's losses."""
     longest = max(map(len, windows))
     ids = torch.zeros(len(windows), longest, dtype=torch.long)
     targets = torch.full((len(windows), longest), IGNORED, dtype=torch.long)
@@ -148,5 +177,5 @@ def _nats(model: PreTrainedModel, windows: list[list[int]]) -> list[float]:
     losses = functional.cross_entropy(
         logits.flatten(0, 1), targets.to(model.device).flatten(), ignore_index=IGNORED, reduction="none"
     )
-    sums: list[float] = losses.view(len(windows), -1).sum(dim=1, dtype=torch.float64).tolist()
-    return sums
+    found = losses.view(len(windows), -1).cpu().numpy()
+    return [row[: len(window) - 1] for row, window in zip(found, windows, strict=True)]

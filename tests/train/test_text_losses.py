@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
-from lmsplit.train import evaluate
-from lmsplit.train.evaluate import cut_windows, document_losses, evaluate_texts
+from lmsplit.train import text_losses
 from lmsplit.train.loss import HeldOutLoss
+from lmsplit.train.text_losses import cut_windows, document_losses, evaluate_texts
 from lmsplit.train.tokenizer import DocumentEncoder, train_tokenizer
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,8 +57,8 @@ def test_loss_is_that_of_a_token_by_token_reference(model: PreTrainedModel, max_
 
 def test_loss_does_not_depend_on_batches(model: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = evaluate_texts(model, ENCODER, [TEXTS], 16)
-    monkeypatch.setattr(evaluate, "_LOGITS", 1)
-    monkeypatch.setattr(evaluate, "_BUFFERED_WINDOWS", 2)
+    monkeypatch.setattr(text_losses, "_LOGITS", 1)
+    monkeypatch.setattr(text_losses, "_BUFFERED_WINDOWS", 2)
     assert evaluate_texts(model, ENCODER, [[text] for text in TEXTS], 16).nats == pytest.approx(whole.nats, rel=1e-6)
 
 
