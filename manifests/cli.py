@@ -30,6 +30,7 @@ _ELSEWHERE: Final = {
     "train": ("train", "Pretrain the seed, or continue it into one expert per domain."),
     "trace": ("train", "Trace a run: steps, documents, checkpoints, and an audit of all it has seen."),
     "plan": ("train", "Recommend model size and tokens for a budget, from small runs."),
+    "evaluate": ("train", "Compare the routed experts with every other way to answer."),
     "route": ("train", "Place a text and name its expert."),
 }
 """Commands of the other packages: name → (package and extra, one-line help)."""

@@ -1,13 +1,10 @@
-"""The commands `lmsplit train`, `status`, `trace`, `plan` and `route`; `lmsplit.manifests.cli` registers them.
+"""The commands `lmsplit train`, `status`, `trace`, `plan`, `evaluate` and `route`; `lmsplit.manifests.cli` registers them.
 
 Importing this costs nothing heavy: torch and TRL are imported once a configuration has been read. Results go
 to standard output, progress and logs to standard error.
 """
 
-import importlib
-import logging
 import sys
-from types import ModuleType
 from typing import Annotated, Any
 
 import typer
@@ -22,7 +19,9 @@ from lmsplit.manifests.reader import Domain
 from lmsplit.manifests.store import local_path
 from lmsplit.train.config import Training
 from lmsplit.train.cross_loss import from_records, interference, specialization
+from lmsplit.train.evaluate_cli import evaluate as evaluate
 from lmsplit.train.layout import Matched
+from lmsplit.train.libraries import engine, quiet_libraries
 from lmsplit.train.plan_cli import plan as plan
 from lmsplit.train.record import Loss, RunRecord
 from lmsplit.train.router import Route, Router, Routing
@@ -46,8 +45,8 @@ def train(
         raise ConfigurationError("lmsplit train needs exactly one of --seed-model, --domain D, --all, --merge and --dense WHICH")
     kind = "dense" if dense else "merged" if merge else "expert"
     configuration = load(Training, config, overrides or [])
-    experts, campaigns, processes = _engine("experts"), _engine("campaign"), _engine("processes")
-    _quiet_libraries()
+    experts, campaigns, processes = engine("experts"), engine("campaign"), engine("processes")
+    quiet_libraries()
     with processes.main_first():
         campaign = campaigns.Campaign.open(configuration)
     domains: tuple[Domain, ...] = campaign.manifest.domains
@@ -63,7 +62,7 @@ def train(
         record = seed = experts.train_seed(campaign)
     else:
         seed = experts.seed_record(campaign)
-        record = experts.train_dense(campaign, dense, seed) if dense else _engine("merge").merge_experts(campaign)
+        record = experts.train_dense(campaign, dense, seed) if dense else engine("merge").merge_experts(campaign)
     if record is not None:  # another process than the main one has none
         _show(domains, seed, {} if seed_model else {each.domain: record for each in domains}, {}, kind)
 
@@ -115,30 +114,6 @@ def route(
         print_json(routes[0].to_json() if len(routes) == 1 else {"routes": [each.to_json() for each in routes]})
     else:
         _console().print(_routes_table(text, routes))
-
-
-def _engine(name: str) -> ModuleType:
-    try:
-        return importlib.import_module(f"lmsplit.train.{name}")
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"lmsplit train needs {error.name}, which is not installed: pip install 'lmsplit[train]'"
-        ) from error
-
-
-def _quiet_libraries() -> None:
-    """Keep the libraries' bars and remarks away from the progress, unless details were asked for."""
-    if logging.getLogger().isEnabledFor(logging.INFO):
-        return
-    import datasets
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    datasets.disable_progress_bars()
-    datasets.utils.logging.set_verbosity_error()
-    for name in ("trl", "accelerate", "huggingface_hub"):
-        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _show(

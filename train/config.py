@@ -154,13 +154,32 @@ class Expert(_Phase):
         return self
 
 
+class Cloze(_Section):
+    """Multiple-choice questions that `lmsplit evaluate` makes of held-out documents."""
+
+    context_tokens: Annotated[int, Field(ge=1)] = 64
+    """Tokens of a document that are shown."""
+    continuation_tokens: Annotated[int, Field(ge=1)] = 32
+    """Tokens of each choice, about: texts are cut before a space."""
+    choices: Annotated[int, Field(ge=2)] = 4
+    """The document's own continuation, and those of other documents of its domain."""
+
+
 class Evaluation(_Section):
-    """When the held-out loss on every domain is measured, besides before and after each run."""
+    """How the held-out loss is measured: in training, besides before and after each run, and by `lmsplit evaluate`."""
 
     every_steps: Annotated[int, Field(gt=0)] | None = None
     """Measure after each so many steps; null: not in between."""
     documents: Annotated[int, Field(gt=0)] | None = 200
     """Held-out documents of a domain, evenly chosen; null: all of them."""
+    prompt_tokens: Annotated[int, Field(ge=1)] = 64
+    """`lmsplit evaluate`: tokens of a document that a router sees; every way to answer is judged on those that follow."""
+    prefix_tokens: tuple[Annotated[int, Field(ge=1)], ...] = (8, 16, 32, 64, 128, 256)
+    """`lmsplit evaluate`: prompt lengths for which routing is measured."""
+    labels: str | None = None
+    """`lmsplit evaluate`: column that says where a document comes from, to compare routes with; null: none."""
+    cloze: Cloze | None = None
+    """`lmsplit evaluate`: ask questions through lm-evaluation-harness, with the extra `evaluate`; null: ask none."""
 
 
 class Executor(executor.Executor):

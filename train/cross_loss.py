@@ -7,7 +7,7 @@
 A router that always names the right expert sees S alone; one that errs sees other entries too. Pure arithmetic on losses in any
 one unit (nats per token, bits per byte); this does *not* measure them. See `text_losses` and the runs' records.
 
-Shapes: K experts, one for each domain; J domains.
+Shapes: K experts, one for each domain; J domains; N documents.
 """
 
 from collections.abc import Mapping
@@ -52,6 +52,23 @@ def from_records(losses: Mapping[str, Mapping[str, float]], seed: Mapping[str, f
     domains = sorted(losses)
     table = [[losses[expert][domain] for domain in domains] for expert in domains]
     return cross_loss(np.reshape(table, (len(domains), len(domains))), [seed[domain] for domain in domains]), domains
+
+
+def by_domain(nats_KN: npt.ArrayLike, units_N: npt.ArrayLike, domain_N: npt.ArrayLike, num_domains: int) -> Matrix:
+    """Return (K, J) the loss of each model on each domain, from its loss on each of N documents.
+
+    Args:
+        nats_KN: each model's nats on each document.
+        units_N: what the loss is counted in: tokens or bytes of each document.
+        domain_N: number of each document's domain.
+        num_domains: J; one with nothing in it has NaN.
+
+    >>> by_domain([[1.0, 2.0, 3.0]], [1, 1, 2], [0, 0, 1], 2)
+    array([[1.5, 1.5]])
+    """
+    is_in_NJ = np.asarray(domain_N)[:, None] == np.arange(num_domains)
+    with np.errstate(invalid="ignore"):
+        return np.asarray((np.asarray(nats_KN, np.float64) @ is_in_NJ) / (np.asarray(units_N) @ is_in_NJ))
 
 
 def specialization(m_KK: Matrix) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import polars as pl
 import pyarrow as pa
 from transformers import (
     PreTrainedModel,
@@ -67,14 +68,25 @@ class HeldOut:
         """Return a model's loss on one domain."""
         return evaluate_texts(model, self._encoder, self._texts(domain), self._max_length)
 
+    def documents(self) -> pl.DataFrame:
+        """Return all documents that are measured: doc_id, text, domain."""
+        columns = ["doc_id", "text", "domain"]
+        batches = [batch for domain in self.num_documents() for batch in self._batches(domain, columns)]
+        schema = pa.schema([self._manifest.schema.field(name) for name in columns])
+        return pl.DataFrame(pa.Table.from_batches(batches, schema))
+
     def _texts(self, domain: str) -> Iterator[list[str]]:
+        for batch in self._batches(domain, ["text"]):
+            yield batch.column("text").to_pylist()
+
+    def _batches(self, domain: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
         total, wanted = self._manifest.domain(domain).splits["heldout"], self.num_documents()[domain]
         chosen = set((np.arange(wanted) * total // max(1, wanted)).tolist())
         position = 0
-        for batch in self._manifest.documents(domain=domain, split="heldout", columns=["text"]):
+        for batch in self._manifest.documents(domain=domain, split="heldout", columns=columns):
             places = [index for index in range(batch.num_rows) if position + index in chosen]
             position += batch.num_rows
-            yield batch.column("text").take(pa.array(places, pa.int64())).to_pylist()
+            yield batch.take(pa.array(places, pa.int64()))
 
 
 class HeldOutCallback(TrainerCallback):

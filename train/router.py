@@ -12,6 +12,7 @@ does not). Cost: one encoding of the texts' prefixes, in one batch; the first ro
 (about 1 GB/s).
 """
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -26,7 +27,7 @@ from lmsplit.manifests.layout import domain_name
 from lmsplit.manifests.placement import Encoder, Floats, PlacementRule, is_unit
 from lmsplit.manifests.reader import Domain, open_placement
 from lmsplit.manifests.store import local_path
-from lmsplit.train.layout import EXPERTS, PLACEMENT, SEED, placement_manifest
+from lmsplit.train.layout import EVALUATION, EXPERTS, FITTED, PLACEMENT, SEED, placement_manifest
 from lmsplit.train.mixing import TEMPERATURE, mixture_weights
 from lmsplit.train.record import read_record, weights_sha256
 
@@ -37,8 +38,8 @@ class Routing:
 
     num_experts: int = 1
     """How many experts answer together, at least 1; more than there are domains means all of them."""
-    temperature: float = TEMPERATURE
-    """T of their weights: see `mixing`."""
+    temperature: float | None = None
+    """T of their weights: see `mixing`; None: the one that `lmsplit evaluate` fitted, else c-BTM's."""
     min_margin: float = 0.0
     """Cost by which the runner-up has to be behind; texts with less go to the seed."""
 
@@ -48,7 +49,7 @@ class Routing:
         Raises:
             ConfigurationError: one of them cannot be.
         """
-        if self.num_experts < 1 or not self.temperature > 0 or not self.min_margin >= 0:
+        if self.num_experts < 1 or (self.temperature is not None and not self.temperature > 0) or not self.min_margin >= 0:
             raise ConfigurationError(
                 f"routing needs num_experts of at least 1, a temperature above 0 and a min_margin of at least 0, found {self}"
             )
@@ -96,6 +97,7 @@ class Router:
         self._manifest = placement_manifest(directory)
         self._fault = cache(self._look_for_fault)
         self._settings = settings
+        self._temperature = settings.temperature or _fitted_temperature(directory) or TEMPERATURE
 
     @classmethod
     def open(
@@ -128,7 +130,7 @@ class Router:
         found_N = is_unit(vectors_ND)
         placed = self._rule.place(vectors_ND[found_N])
         scores_NK = scores(self._rule, vectors_ND[found_N])
-        weights_NK = mixture_weights(scores_NK, self._settings.temperature, self._settings.num_experts)
+        weights_NK = mixture_weights(scores_NK, self._temperature, self._settings.num_experts)
         routes = iter(
             self._route(int(domain), float(margin), scores_K, weights_K)
             for domain, margin, scores_K, weights_K in zip(placed.domain, placed.margin, scores_NK, weights_NK, strict=True)
@@ -197,6 +199,17 @@ class Router:
         if (found := weights_sha256(directory)) != record.weights_sha256:
             return f"{name} has weights with digest {found}, its record says {record.weights_sha256}"
         return None
+
+
+def _fitted_temperature(directory: Path) -> float | None:
+    """Return the T that an evaluation fitted; None where there was none."""
+    path = directory / EVALUATION / FITTED
+    if not path.exists():
+        return None
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["temperature"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ManifestError(f"{path} cannot be read ({error!r}): run lmsplit evaluate again") from error
 
 
 def scores(rule: PlacementRule, vectors_ND: Floats) -> npt.NDArray[np.float64]:

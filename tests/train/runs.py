@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from trl import SFTTrainer
 
 from lmsplit.manifests.configuration import load
+from lmsplit.manifests.reader import Manifest
 from lmsplit.train import experts, phase
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import Training
@@ -132,3 +133,9 @@ class Watched:
         with pytest.raises(error):
             run()
         self.callbacks = []
+
+
+def heldout_texts(manifest: Path, domain: str) -> list[str]:
+    """Return the held-out texts of a domain."""
+    batches = Manifest.open(manifest).documents(domain=domain, split="heldout", columns=["text"])
+    return [text for batch in batches for text in batch.column("text").to_pylist()]

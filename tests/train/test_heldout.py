@@ -13,16 +13,11 @@ from lmsplit.train.heldout import HeldOut
 from lmsplit.train.loss import HeldOutLoss
 from lmsplit.train.record import Loss
 from lmsplit.train.text_losses import evaluate_texts
-from tests.train.runs import Watched, campaign_of
+from tests.train.runs import Watched, campaign_of, heldout_texts
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]
 
 DOMAINS = ["d00000", "d00001", "d00002"]
-
-
-def heldout_texts(manifest: Path, domain: str) -> list[str]:
-    batches = Manifest.open(manifest).documents(domain=domain, split="heldout", columns=["text"])
-    return [text for batch in batches for text in batch.column("text").to_pylist()]
 
 
 def chosen(manifest: Path, documents: int | None, monkeypatch: pytest.MonkeyPatch) -> dict[str, list[str]]:

@@ -1,0 +1,310 @@
+"""Judges a whole training: what the experts are worth, what the router finds of it, and what one model would have done instead.
+
+```
+models ─► LossTable ─┬─► cross-loss M, specialization, interference, loss by share misrouted
+                     ├─► ways to answer: routed, likelihood, mixtures, own domain, best, any, seed, merged, dense; intervals
+prompts ─► Router ───┴─► accuracy by length of the prompt; T of the mixtures
+questions ─► harness ──► accuracy on cloze questions
+```
+
+Everything is measured on the same held-out documents. The temperature is fitted on training documents. Numbers come back as one
+object of plain values; `evaluate_files` draws and `evaluate_cli` shows them. Cost: one forward pass of every model over the
+documents (cached, see `loss_table`), one encoding of every document a prompt length.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from lmsplit.manifests.errors import ConfigurationError, LmsplitError
+from lmsplit.manifests.layout import domain_index
+from lmsplit.train.answers import Comparison, Documents, compare, ways_to_answer
+from lmsplit.train.campaign import Campaign
+from lmsplit.train.cloze import Question, write_questions
+from lmsplit.train.cross_loss import (
+    break_even,
+    by_domain,
+    cross_loss,
+    interference,
+    misrouting,
+    routed_loss,
+    specialization,
+)
+from lmsplit.train.directory import write_whole
+from lmsplit.train.layout import DENSE, EVALUATION, FITTED, MERGED, Matched
+from lmsplit.train.loss_table import LossTable, Model, measure, trained_models
+from lmsplit.train.mixing import TEMPERATURE, fit_temperature, mixture_weights
+from lmsplit.train.router import Route, Router, Routing
+from lmsplit.train.routing_accuracy import accuracy, by_likelihood, first_tokens, majority_labels
+
+Progress = Callable[[str, int, int], None]
+Integers = npt.NDArray[np.int64]
+
+_MIXTURES: Final = (2, 4)
+_SHARES: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
+"""Of misrouted texts."""
+_FITTED_ON: Final = 50
+"""Training documents of a domain that the temperature is fitted on."""
+_BITS_PER_NAT: Final = 1 / np.log(2)
+
+
+class Routed(NamedTuple):
+    """Where prompts go."""
+
+    domain_N: Integers
+    """Number of the domain; -1 where the encoder finds nothing."""
+    scores_NK: npt.NDArray[np.float64]
+
+
+def evaluate(
+    campaign: Campaign, model: str | None = None, progress: Progress = lambda _stage, _done, _all: None
+) -> dict[str, Any]:
+    """Judge a training.
+
+    Args:
+        campaign: whose seed and experts are all trained.
+        model: directory of the manifest's encoder, where the manifest knows it by its digests alone.
+        progress: called with a stage's name, how much of it is done, and how much there is.
+
+    Returns:
+        What `<output>/evaluation/evaluation.json` holds.
+
+    Raises:
+        ConfigurationError: an expert is missing or was trained with another configuration, or a column is.
+        LmsplitError: nothing is held out that is longer than a prompt.
+    """
+    _check_labels(campaign)
+    models = trained_models(campaign)
+    table = measure(campaign, models, lambda done, total: progress("losses", done, total))
+    router = Router.open(campaign.output, model, settings=Routing(temperature=TEMPERATURE))
+    settings = campaign.configuration.evaluation
+    lengths = sorted({settings.prompt_tokens, *settings.prefix_tokens})
+    routes = {}
+    for number, length in enumerate(lengths):
+        routes[length] = _routed(router.route(first_tokens(campaign.encoder, table.texts, length)), table.num_experts)
+        progress("routes", number + 1, len(lengths))
+    temperature = _fitted(campaign, router, settings.prompt_tokens, table.num_experts)
+    found: dict[str, Any] = {
+        "manifest": campaign.manifest.digest,
+        "encoder": campaign.manifest.encoder_name,
+        "documents": len(table.texts),
+        "prompt_tokens": settings.prompt_tokens,
+        "temperature": temperature,
+        "domains": [{"domain": each.domain, "label": each.label} for each in campaign.manifest.domains],
+        "models": [_about(each) for each in models],
+        "missing": _missing(models),
+    }
+    found |= cross_losses(table, routes[settings.prompt_tokens].domain_N)
+    found |= answers(campaign, table, routes[settings.prompt_tokens], temperature)
+    found["routing"] = routing(campaign, table, routes)
+    if settings.cloze is not None:
+        found["cloze"] = _cloze(campaign, table, router, progress)
+    directory = campaign.output / EVALUATION
+    write_whole(directory / FITTED, json.dumps({"temperature": temperature, "prompt_tokens": settings.prompt_tokens}) + "\n")
+    write_whole(directory / "evaluation.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+    return found
+
+
+def cross_losses(table: LossTable, routed_N: Integers) -> dict[str, Any]:
+    """Return M in both units, and what follows from it; whole documents count.
+
+    Args:
+        table: the losses.
+        routed_N: where each document's prompt is routed to, for where misrouted texts go.
+    """
+    losses = {
+        "nats_per_token": by_domain(_sums(table), table.tokens_N, table.domain_N, table.num_experts),
+        "bits_per_byte": by_domain(_sums(table), table.bytes_N, table.domain_N, table.num_experts) * _BITS_PER_NAT,
+    }
+    of_experts = slice(1, 1 + table.num_experts)
+    matrices = {unit: cross_loss(each[of_experts], each[0]) for unit, each in losses.items()}
+    m_KK = matrices["nats_per_token"]
+    seen_J = ~np.isnan(losses["nats_per_token"][0])
+    found: dict[str, Any] = {"cross_loss": {unit: _rows(each) for unit, each in matrices.items()}}
+    found["losses"] = {
+        unit: {model.name: _row(row) for model, row in zip(table.models, each, strict=True)} for unit, each in losses.items()
+    }
+    if not seen_J.all():
+        return found | {"specialization": None, "interference": None, "misrouting": []}
+    elsewhere_JK = _elsewhere(table.domain_N, routed_N, table.num_experts)
+    shares = _SHARES if table.num_experts > 1 else _SHARES[:1]
+    return found | {
+        "specialization": specialization(m_KK),
+        "interference": interference(m_KK),
+        "seed_is_better_above": _finite(break_even(m_KK, np.zeros_like(m_KK), elsewhere_JK)),
+        "misrouting": [
+            {"share": share, "above_seed": routed_loss(m_KK, misrouting(m_KK, share, elsewhere_JK))} for share in shares
+        ],
+    }
+
+
+def answers(campaign: Campaign, table: LossTable, routed: Routed, temperature: float) -> dict[str, Any]:
+    """Return the loss of every way to answer, with intervals, and how far each is above `routed`."""
+    documents = Documents(table.tokens_N, table.domain_N, campaign.configuration.evaluation.prompt_tokens)
+    judged_N = documents.num_judged()
+    if not judged_N.any():
+        raise LmsplitError(
+            f"no held-out document is longer than the prompt of {documents.prompt} tokens: lower evaluation.prompt_tokens"
+        )
+    mixtures = {
+        f"mixture of {count}": mixture_weights(routed.scores_NK, temperature, count)
+        for count in (*_MIXTURES, table.num_experts)
+        if 1 < count <= table.num_experts
+    }
+    expert_N = np.maximum(0, routed.domain_N)  # the encoder found nothing in a few: their expert is the seed's stand-in below
+    ways = ways_to_answer(documents, table.of_experts(), table.of_others(), expert_N, mixtures)
+    nowhere_N = routed.domain_N < 0
+    for name in ("routed", *mixtures):
+        ways[name] = np.where(nowhere_N, ways["seed"], ways[name])
+    prompts = [len(text.encode()) for text in first_tokens(campaign.encoder, table.texts, documents.prompt)]
+    bytes_N = np.where(judged_N > 0, table.bytes_N - np.array(prompts), 0)
+    by_token = compare(ways, judged_N, table.domain_N)
+    by_byte = compare(ways, bytes_N, table.domain_N)
+    names = [model.name for model in table.models[1 : 1 + table.num_experts]]
+    return {
+        "judged_documents": int((judged_N > 0).sum()),
+        "judged_tokens": int(judged_N.sum()),
+        "answers": [_answer(name, by_token, by_byte, names) for name in by_token.names],
+        "differences": _differences(by_token),
+    }
+
+
+def routing(campaign: Campaign, table: LossTable, routes: dict[int, Routed]) -> list[dict[str, Any]]:
+    """Return how often prompts are routed to where their documents belong, by length."""
+    labels = _labels(campaign, table)
+    shares = np.bincount(table.domain_N, minlength=table.num_experts) / len(table.domain_N)
+    rows = []
+    for length, routed in routes.items():
+        row: dict[str, Any] = {"tokens": length, "shorter_documents": int((table.tokens_N <= length).sum())}
+        row["placement"] = accuracy(routed.domain_N, table.domain_N)
+        row["likelihood"] = accuracy(by_likelihood(table.of_experts(), table.tokens_N, length), table.domain_N)
+        row["chance"] = float(shares @ shares)
+        if labels is not None:
+            wanted, majority = labels
+            routed_to = np.array([majority[number] if number >= 0 else "" for number in routed.domain_N])
+            row["labels"] = accuracy(routed_to, wanted)
+        rows.append(row)
+    return rows
+
+
+def _routed(routes: Sequence[Route], num_domains: int) -> Routed:
+    domains = [-1 if route.domain is None else domain_index(route.domain) for route in routes]
+    scores = [list(route.scores.values()) or [0.0] * num_domains for route in routes]
+    return Routed(np.array(domains, np.int64), np.array(scores, np.float64))
+
+
+def _fitted(campaign: Campaign, router: Router, prompt: int, num_domains: int) -> float:
+    """Return T, fitted on prompts of training documents."""
+    if num_domains == 1:
+        return TEMPERATURE
+    texts, domains = [], []
+    for domain in campaign.manifest.domains:
+        found: list[str] = []
+        for batch in campaign.manifest.documents(domain.domain, "train", ["text"]):
+            found += batch.column("text").to_pylist()
+            if len(found) >= _FITTED_ON:
+                break
+        texts += found[:_FITTED_ON]
+        domains += [domain_index(domain.domain)] * len(found[:_FITTED_ON])
+    routed = _routed(router.route(first_tokens(campaign.encoder, texts, prompt)), num_domains)
+    known_N = routed.domain_N >= 0
+    return fit_temperature(routed.scores_NK[known_N], np.array(domains)[known_N])
+
+
+def _cloze(campaign: Campaign, table: LossTable, router: Router, progress: Progress) -> dict[str, Any]:
+    from lmsplit.train.harness import judge
+
+    settings = campaign.configuration.evaluation.cloze
+    assert settings is not None
+    path = campaign.output / EVALUATION / "cloze.jsonl"
+    names = [each.domain for each in campaign.manifest.domains]
+    domains = [names[number] for number in table.domain_N]
+    documents = list(zip(table.doc_ids, table.texts, domains, strict=True))
+    questions: list[Question] = write_questions(documents, campaign.encoder, settings, campaign.configuration.seed, path)
+    return judge(campaign, table.models, table.num_experts, router, questions, path, progress)
+
+
+def _labels(campaign: Campaign, table: LossTable) -> tuple[npt.NDArray[np.str_], list[str]] | None:
+    """Return (N,) the label of each document, and the most frequent one of each domain; None where none are asked for."""
+    column = campaign.configuration.evaluation.labels
+    if column is None:
+        return None
+    rows = campaign.manifest.scan().select("doc_id", "domain", pl.col(column).cast(pl.String).fill_null("").alias("label"))
+    counts = rows.group_by("domain", "label").len().collect()
+    majority = majority_labels(counts["domain"].to_list(), counts["label"].to_list(), counts["len"].to_list())
+    wanted = pl.LazyFrame({"doc_id": table.doc_ids}).join(rows, on="doc_id", how="left", maintain_order="left").collect()
+    return wanted["label"].to_numpy(), [majority[each.domain] for each in campaign.manifest.domains]
+
+
+def _check_labels(campaign: Campaign) -> None:
+    column, names = campaign.configuration.evaluation.labels, campaign.manifest.schema.names
+    if column is not None and column not in names:
+        raise ConfigurationError(f"evaluation.labels: the manifest has no column {column!r}, it has {', '.join(names)}")
+
+
+def _elsewhere(domain_N: Integers, routed_N: Integers, size: int) -> npt.NDArray[np.float64] | None:
+    """Return (J, K) where misrouted texts go, as measured; to all alike where none of a domain were."""
+    if size == 1:
+        return None
+    counts_JK = np.zeros((size, size))
+    known_N = routed_N >= 0
+    np.add.at(counts_JK, (domain_N[known_N], routed_N[known_N]), 1.0)
+    np.fill_diagonal(counts_JK, 0)
+    alike_JK = (1 - np.eye(size)) / (size - 1)
+    totals_J1 = counts_JK.sum(axis=1, keepdims=True)
+    return np.where(totals_J1 > 0, counts_JK / np.maximum(1, totals_J1), alike_JK)
+
+
+def _answer(name: str, by_token: Comparison, by_byte: Comparison, domains: Sequence[str]) -> dict[str, Any]:
+    low, high = by_token.interval(name)
+    of_domains = by_token.loss_WJ[by_token.names.index(name)]
+    return {
+        "way": name,
+        "nats_per_token": by_token.loss(name),
+        "low": low,
+        "high": high,
+        "bits_per_byte": by_byte.loss(name) * _BITS_PER_NAT,
+        "domains": dict(zip(domains, _row(of_domains), strict=True)),
+    }
+
+
+def _differences(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return how far every way is above `routed`."""
+    rows = []
+    for name in comparison.names:
+        if name != "routed":
+            difference, low, high = comparison.difference(name, "routed")
+            rows.append({"way": name, "above": "routed", "nats_per_token": difference, "low": low, "high": high})
+    return rows
+
+
+def _about(model: Model) -> dict[str, Any]:
+    keys = ("num_parameters", "pretraining_tokens", "specialization_tokens", "flops", "weights_sha256")
+    return {"name": model.name} | {key: getattr(model.record, key) for key in keys}
+
+
+def _missing(models: Sequence[Model]) -> dict[str, str]:
+    """Return the baselines that are not there, and the option of `lmsplit train` that makes each."""
+    wanted = {MERGED: "--merge"} | {f"{DENSE}-{matched}": f"--dense {matched}" for matched in Matched}
+    return {name: option for name, option in wanted.items() if name not in {model.name for model in models}}
+
+
+def _sums(table: LossTable) -> npt.NDArray[np.float64]:
+    whole = Documents(table.tokens_N, table.domain_N, 0)
+    return whole.judged_nats(table.nats_MT)
+
+
+def _row(values: npt.NDArray[np.float64]) -> list[float | None]:
+    return [_finite(value) for value in values.tolist()]
+
+
+def _rows(values: npt.NDArray[np.float64]) -> list[list[float | None]]:
+    return [_row(row) for row in values]
+
+
+def _finite(value: float) -> float | None:
+    return value if np.isfinite(value) else None

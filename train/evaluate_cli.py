@@ -1,0 +1,124 @@
+"""The command `lmsplit evaluate`: judges a training, writes the object and the picture, and shows tables.
+
+The result goes to standard output, progress to standard error. See `evaluate` for what is measured.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from lmsplit.manifests.configuration import load
+from lmsplit.manifests.options import JsonOption, ModelOption, print_json
+from lmsplit.train.config import Training
+from lmsplit.train.layout import EVALUATION
+from lmsplit.train.libraries import engine, quiet_libraries
+
+_SHOWN_DOMAINS = 16
+
+
+def evaluate(
+    config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="the training configuration, its experts all trained")],
+    overrides: Annotated[list[str] | None, typer.Option("--set", help="a.b=c: override a key; may be repeated")] = None,
+    model: ModelOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare the routed experts with every other way to answer, on held-out documents."""
+    configuration = load(Training, config, overrides or [])
+    judge, campaigns, files = engine("evaluate"), engine("campaign"), engine("evaluate_files")
+    quiet_libraries()
+    campaign = campaigns.Campaign.open(configuration)
+    found = judge.evaluate(campaign, model, _report)
+    directory = campaign.output / EVALUATION
+    files.draw(found, directory / "evaluation.svg")
+    if as_json:
+        print_json(found | {"picture": str(directory / "evaluation.svg")})
+    else:
+        Console(width=None if sys.stdout.isatty() else 120).print(view(found, directory))
+
+
+def _report(stage: str, done: int, total: int) -> None:
+    sys.stderr.write(json.dumps({"event": "progress", "stage": stage, "done": done, "of": total}) + "\n")
+    sys.stderr.flush()
+
+
+def view(found: dict[str, Any], directory: Path) -> RenderableType:
+    """Return what is shown of an evaluation.
+
+    Args:
+        found: from `evaluate.evaluate`.
+        directory: where it was written.
+    """
+    parts: list[RenderableType] = [_ways(found), _routing(found)]
+    if found.get("cloze", {}).get("answers"):
+        parts.append(_cloze(found["cloze"]))
+    if len(found["domains"]) <= _SHOWN_DOMAINS:
+        parts.append(_domains(found))
+    if found["specialization"] is not None:
+        parts.append(
+            Text(f"specialization {found['specialization']:.3f}, interference {found['interference']:.3f} nats per token")
+        )
+    for name, option in found["missing"].items():
+        parts.append(Text(f"! not compared with {name}: train it with lmsplit train {option}"))
+    parts.append(Text(f"written: {directory / 'evaluation.json'}, {directory / 'evaluation.svg'}"))
+    return Group(*parts)
+
+
+def _ways(found: dict[str, Any]) -> Table:
+    title = (
+        f"{found['judged_documents']:,} documents, {found['judged_tokens']:,} tokens after prompts of {found['prompt_tokens']}"
+    )
+    table = _table(title, "way to answer", ("nats per token", "95 %", "bits per byte", "above routed", "95 %"))
+    above = {row["way"]: row for row in found["differences"]}
+    for row in sorted(found["answers"], key=lambda row: row["nats_per_token"]):
+        other = above.get(row["way"])
+        differs = ("", "") if other is None else (f"{other['nats_per_token']:+.4f}", _interval(other, "+.4f"))
+        table.add_row(row["way"], f"{row['nats_per_token']:.4f}", _interval(row, ".4f"), f"{row['bits_per_byte']:.4f}", *differs)
+    return table
+
+
+def _routing(found: dict[str, Any]) -> Table:
+    kinds = [kind for kind in ("placement", "labels", "likelihood") if kind in found["routing"][0]]
+    names = {"placement": "as the manifest placed it", "labels": "as labelled", "likelihood": "by likelihood, as placed"}
+    table = _table("prompts routed right", "tokens", [each for kind in kinds for each in (names[kind], "95 %")])
+    for row in found["routing"]:
+        values = [each for kind in kinds for each in (f"{row[kind]['accuracy']:.1%}", _interval(row[kind], ".1%"))]
+        table.add_row(f"{row['tokens']}", *values)
+    return table
+
+
+def _cloze(found: dict[str, Any]) -> Table:
+    title = f"{found['questions']:,} cloze questions, chance {found['chance']:.0%}"
+    table = _table(title, "way to answer", ("accuracy", "95 %", "above routed", "95 %"))
+    for row in sorted(found["answers"], key=lambda row: -row["accuracy"]):
+        above = {"low": row["above_routed_low"], "high": row["above_routed_high"]}
+        differs = ("", "") if row["way"] == "routed" else (f"{row['above_routed']:+.1%}", _interval(above, "+.1%"))
+        table.add_row(row["way"], f"{row['accuracy']:.1%}", _interval(row, ".1%"), *differs)
+    return table
+
+
+def _domains(found: dict[str, Any]) -> Table:
+    ways = {row["way"]: row["domains"] for row in found["answers"]}
+    shown = [name for name in ("seed", "dense-per-model", "dense-total", "routed", "own domain", "best expert") if name in ways]
+    table = _table("nats per token by domain", "domain", ("label", *shown))
+    for each in found["domains"]:
+        values = [ways[name][each["domain"]] for name in shown]
+        table.add_row(each["domain"], Text(each["label"] or ""), *("" if value is None else f"{value:.3f}" for value in values))
+    return table
+
+
+def _table(title: str, first: str, others: Any) -> Table:
+    table = Table(title=title, title_justify="left", pad_edge=False)
+    table.add_column(first, no_wrap=True)
+    for name in others:
+        table.add_column(name, justify="left" if name == "label" else "right")
+    return table
+
+
+def _interval(row: dict[str, Any], kind: str) -> str:
+    return f"{row['low']:{kind}} to {row['high']:{kind}}"
