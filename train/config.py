@@ -165,6 +165,19 @@ class Cloze(_Section):
     """The document's own continuation, and those of other documents of its domain."""
 
 
+class Latency(_Section):
+    """Answers that `lmsplit evaluate` times."""
+
+    answer_tokens: Annotated[int, Field(ge=1)] = 32
+    """Tokens of each answer."""
+    requests: Annotated[int, Field(ge=1)] = 50
+    """Prompts that are answered, of `prompt_tokens` each."""
+    clients: tuple[Annotated[int, Field(ge=1)], ...] = (1,)
+    """Requests at a time; each number is measured."""
+    energy: bool = False
+    """Measure the energy too, with codecarbon."""
+
+
 class Evaluation(_Section):
     """How the held-out loss is measured: in training, besides before and after each run, and by `lmsplit evaluate`."""
 
@@ -180,6 +193,8 @@ class Evaluation(_Section):
     """`lmsplit evaluate`: column that says where a document comes from, to compare routes with; null: none."""
     cloze: Cloze | None = None
     """`lmsplit evaluate`: ask questions through lm-evaluation-harness, with the extra `evaluate`; null: ask none."""
+    latency: Latency | None = None
+    """`lmsplit evaluate`: time answers of the routed experts and of the seed alone; null: time none."""
 
 
 class Executor(executor.Executor):

@@ -4,7 +4,7 @@
 models ─► LossTable ─┬─► cross-loss M, specialization, interference, loss by share misrouted
                      ├─► ways to answer: routed, likelihood, mixtures, own domain, best, any, seed, merged, dense; intervals
 prompts ─► Router ───┴─► accuracy by length of the prompt; T of the mixtures
-questions ─► harness ──► accuracy on cloze questions
+questions ─► harness ──► accuracy on cloze questions      prompts ─► latency ──► seconds, joules
 ```
 
 Everything is measured on the same held-out documents. The temperature is fitted on training documents. Numbers come back as one
@@ -12,6 +12,7 @@ object of plain values; `evaluate_files` draws and `evaluate_cli` shows them. Co
 documents (cached, see `loss_table`), one encoding of every document a prompt length.
 """
 
+import itertools
 import json
 from collections.abc import Callable, Sequence
 from typing import Any, Final, NamedTuple
@@ -19,6 +20,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import polars as pl
+import torch
 
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError
 from lmsplit.manifests.layout import domain_index
@@ -35,9 +37,11 @@ from lmsplit.train.cross_loss import (
     specialization,
 )
 from lmsplit.train.directory import write_whole
-from lmsplit.train.layout import DENSE, EVALUATION, FITTED, MERGED, Matched
+from lmsplit.train.latency import measure_latency
+from lmsplit.train.layout import DENSE, EVALUATION, EXPERTS, FITTED, MERGED, SEED, Matched
 from lmsplit.train.loss_table import LossTable, Model, measure, trained_models
 from lmsplit.train.mixing import TEMPERATURE, fit_temperature, mixture_weights
+from lmsplit.train.models import load_model
 from lmsplit.train.router import Route, Router, Routing
 from lmsplit.train.routing_accuracy import accuracy, by_likelihood, first_tokens, majority_labels
 
@@ -103,6 +107,8 @@ def evaluate(
     found["routing"] = routing(campaign, table, routes)
     if settings.cloze is not None:
         found["cloze"] = _cloze(campaign, table, router, progress)
+    if settings.latency is not None:
+        found["latency"] = latencies(campaign, table, router)
     directory = campaign.output / EVALUATION
     write_whole(directory / FITTED, json.dumps({"temperature": temperature, "prompt_tokens": settings.prompt_tokens}) + "\n")
     write_whole(directory / "evaluation.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
@@ -188,6 +194,32 @@ def routing(campaign: Campaign, table: LossTable, routes: dict[int, Routed]) -> 
             routed_to = np.array([majority[number] if number >= 0 else "" for number in routed.domain_N])
             row["labels"] = accuracy(routed_to, wanted)
         rows.append(row)
+    return rows
+
+
+def latencies(campaign: Campaign, table: LossTable, router: Router) -> list[dict[str, Any]]:
+    """Return how long answers take, by way to answer and number of clients; every model is held in memory."""
+    settings = campaign.configuration.evaluation
+    assert settings.latency is not None
+    chosen = np.linspace(0, len(table.texts) - 1, settings.latency.requests).astype(int)
+    prompts = first_tokens(campaign.encoder, [table.texts[place] for place in chosen], settings.prompt_tokens)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    models = {SEED: load_model(table.models[0].directory).to(device)}
+    models |= {
+        f"{EXPERTS}/{model.name}": load_model(model.directory).to(device) for model in table.models[1 : 1 + table.num_experts]
+    }
+
+    def tokenize(prompt: str) -> list[int]:
+        """Return what a model sees of a prompt."""
+        return [campaign.encoder.begin_id, *campaign.encoder.encode([prompt])[0]]
+
+    ways = {"routed": lambda prompt: models[str(router.route([prompt])[0].expert)], "seed": lambda _prompt: models[SEED]}
+    rows = []
+    for (name, route), clients in itertools.product(ways.items(), settings.latency.clients):
+        measured = measure_latency(
+            prompts, tokenize, route, settings.latency.answer_tokens, clients, energy=settings.latency.energy
+        )
+        rows.append({"way": name, "clients": clients} | measured.to_json())
     return rows
 
 

@@ -57,6 +57,8 @@ def view(found: dict[str, Any], directory: Path) -> RenderableType:
     parts: list[RenderableType] = [_ways(found), _routing(found)]
     if found.get("cloze", {}).get("answers"):
         parts.append(_cloze(found["cloze"]))
+    if found.get("latency"):
+        parts.append(_latency(found["latency"]))
     if len(found["domains"]) <= _SHOWN_DOMAINS:
         parts.append(_domains(found))
     if found["specialization"] is not None:
@@ -99,6 +101,22 @@ def _cloze(found: dict[str, Any]) -> Table:
         above = {"low": row["above_routed_low"], "high": row["above_routed_high"]}
         differs = ("", "") if row["way"] == "routed" else (f"{row['above_routed']:+.1%}", _interval(above, "+.1%"))
         table.add_row(row["way"], f"{row['accuracy']:.1%}", _interval(row, ".1%"), *differs)
+    return table
+
+
+def _latency(rows: list[dict[str, Any]]) -> Table:
+    names = ("clients", "first token, p50", "p95", "router's share", "each token, p50", "p95", "answer, p50", "p95", "joules")
+    table = _table(f"{rows[0]['requests']} answers, milliseconds", "way to answer", names)
+    for row in rows:
+        times = {
+            name: tuple("" if row[f"{name}_{p}_s"] is None else f"{1e3 * row[f'{name}_{p}_s']:.1f}" for p in ("p50", "p95"))
+            for name in ("first_token", "token", "answer")
+        }
+        joules = "" if row["joules_per_answer"] is None else f"{row['joules_per_answer']:.2g}"
+        joules += " (estimate)" if row["energy_is_an_estimate"] else ""
+        share = f"{row['route_share']:.0%}"
+        cells = (*times["first_token"], share, *times["token"], *times["answer"], joules)
+        table.add_row(row["way"], str(row["clients"]), *cells)
     return table
 
 

@@ -163,6 +163,21 @@ def test_files_and_tables(found: dict[str, Any], trained: Path, lmsplit: Command
     assert lines[-1] == {"event": "progress", "stage": "routes", "done": 2, "of": 2}
 
 
+def test_answers_are_timed(trained: Path, lmsplit: Command) -> None:
+    keys = ("--set", "evaluation.latency={requests: 5, answer_tokens: 3, clients: [1, 2], energy: true}")
+    result = lmsplit("evaluate", str(trained), "--json", *keys)
+    assert result.code == 0, result.err
+    rows = json.loads(result.out)["latency"]
+    assert [(row["way"], row["clients"]) for row in rows] == [("routed", 1), ("routed", 2), ("seed", 1), ("seed", 2)]
+    for row in rows:
+        assert row["requests"] == 5
+        assert 0 < row["first_token_p50_s"] < row["answer_p50_s"]
+        assert row["route_p50_s"] < row["first_token_p50_s"]
+        assert row["joules_per_answer"] > 0
+    result = lmsplit("evaluate", str(trained), *keys)
+    assert "5 answers, milliseconds" in result.out
+
+
 def test_missing_expert_is_a_clear_error(tmp_path: Path, licensed_manifest: Path, lmsplit: Command) -> None:
     path = write_configuration(tmp_path, licensed_manifest, evaluation=EVALUATION)
     result = lmsplit("evaluate", str(path))

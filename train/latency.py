@@ -1,0 +1,141 @@
+"""How long an answer takes, and about how much energy: to the first token and for each one after it, the router included.
+
+```
+client ─prompt─► router ─► model: prompt ─► first token ─► one token at a time
+```
+
+Greedy, by `generate`, with a key-value cache; several clients at once, each with one request after another. They share the
+threads that torch has. The first requests are left out. Times are wall clock. Energy is that of the whole machine while the
+requests ran, divided by them; where the machine's power counters cannot be read, it is an estimate from rated power, and says so.
+This does *not* judge the answers.
+
+Shapes: R requests; T tokens.
+"""
+
+import itertools
+import os
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import torch
+from transformers import PreTrainedModel
+from transformers.generation.streamers import BaseStreamer
+
+from lmsplit.train.energy import measured_energy
+
+_JOULES_PER_KWH: Final = 3.6e6
+_WARM_UP: Final = 2
+_COUNTERS: Final = Path("/sys/class/powercap")
+
+Route = Callable[[str], PreTrainedModel]
+"""Returns the model that answers a prompt."""
+
+
+class Request(NamedTuple):
+    """One answer's times, seconds."""
+
+    route_s: float
+    """Of the router."""
+    first_s: float
+    """To the first token, the router included."""
+    tokens_s: tuple[float, ...]
+    """Of each token after it."""
+
+
+class Latency(NamedTuple):
+    """Requests that were answered."""
+
+    requests: tuple[Request, ...]
+    kwh: float | None
+    """Of the machine meanwhile; None where it was not measured."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return medians and 95th percentiles, seconds, and joules per answer."""
+        route_R = np.array([each.route_s for each in self.requests])
+        first_R = np.array([each.first_s for each in self.requests])
+        token_T = np.array([second for each in self.requests for second in each.tokens_s])
+        whole_R = np.array([each.first_s + sum(each.tokens_s) for each in self.requests])
+        found: dict[str, Any] = {"requests": len(self.requests)}
+        for name, values in (("route", route_R), ("first_token", first_R), ("token", token_T), ("answer", whole_R)):
+            p50, p95 = np.percentile(values, [50, 95]) if len(values) else (None, None)
+            found |= {f"{name}_p50_s": p50, f"{name}_p95_s": p95}
+        found["route_share"] = float(np.median(route_R / first_R))
+        found["joules_per_answer"] = None if self.kwh is None else self.kwh * _JOULES_PER_KWH / len(self.requests)
+        found["energy_is_an_estimate"] = None if self.kwh is None else not has_power_counters()
+        return found
+
+
+def measure_latency(
+    prompts: Sequence[str],
+    tokenize: Callable[[str], list[int]],
+    route: Route,
+    answer_tokens: int,
+    num_clients: int = 1,
+    energy: bool = False,
+) -> Latency:
+    """Answer prompts, and time it.
+
+    Args:
+        prompts: each is answered once; taken by the clients in turn.
+        tokenize: returns a prompt's ids, at least one.
+        route: names the model; what it takes is part of the time to the first token.
+        answer_tokens: T, at least 1.
+        num_clients: requests at a time.
+        energy: measure that too, with codecarbon.
+
+    Raises:
+        ConfigurationError: energy is asked for and codecarbon is not installed.
+    """
+    ids = [tokenize(prompt) for prompt in prompts]
+    for prompt, tokens in itertools.islice(zip(prompts, ids, strict=True), _WARM_UP):
+        _answer(prompt, tokens, route, answer_tokens)
+    with measured_energy(energy) as used, ThreadPoolExecutor(num_clients) as clients:
+        jobs = [
+            clients.submit(_answer, prompt, tokens, route, answer_tokens) for prompt, tokens in zip(prompts, ids, strict=True)
+        ]
+        requests = tuple(job.result() for job in jobs)
+    return Latency(requests, used.kwh)
+
+
+def has_power_counters() -> bool:
+    """Return whether the processor's own energy counters can be read here."""
+    return any(os.access(path, os.R_OK) for path in _COUNTERS.glob("*/energy_uj"))
+
+
+class _Clock(BaseStreamer):
+    """Takes the time at which each token is there; handing it over waits for the device."""
+
+    def __init__(self) -> None:
+        self.moments: list[float] = []
+        self._has_prompt = False
+
+    def put(self, value: torch.Tensor) -> None:
+        """Take the prompt, then each token."""
+        value.tolist()
+        if self._has_prompt:
+            self.moments.append(time.perf_counter())
+        self._has_prompt = True
+
+    def end(self) -> None:
+        """Take no more."""
+
+
+def _answer(prompt: str, ids: Sequence[int], route: Route, answer_tokens: int) -> Request:
+    started = time.perf_counter()
+    model = route(prompt)
+    routed = time.perf_counter()
+    clock = _Clock()
+    model.generate(
+        torch.tensor([list(ids)], device=model.device),
+        max_new_tokens=answer_tokens,
+        min_new_tokens=answer_tokens,
+        do_sample=False,
+        pad_token_id=0,
+        streamer=clock,
+    )
+    moments = clock.moments
+    return Request(routed - started, moments[0] - started, tuple(np.diff(moments).tolist()))
