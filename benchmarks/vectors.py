@@ -9,7 +9,7 @@ import hashlib
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import polars as pl
@@ -48,15 +48,16 @@ def encoded(encoder: str, corpus: str = CORPUS) -> Encoded:
     return Encoded(documents, np.load(file))
 
 
-def manifest(output: Path, corpus: str, domains: int) -> Manifest:
-    """Open `<output>/manifest`, the corpus in domains by `lexical`, cuts of one original in one split; made on the first call."""
+def manifest(output: Path, corpus: str, domains: int, encoder: str = "lexical", **keys: Any) -> Manifest:
+    """Open `<output>/manifest`, the corpus in domains, cuts of one original in one split; made on the first call."""
     directory = output / "manifest"
     if not (directory / "commits").exists():
         output.mkdir(parents=True, exist_ok=True)
         grouped = pl.read_parquet(corpus).with_columns(pl.col("id").str.split("#").list.first().alias("group"))
         grouped.write_parquet(output / "corpus.parquet", row_group_size=5000)
-        values = {"input": {"paths": str(output / "corpus.parquet"), "group": "group"}, "output": str(directory)}
-        partition(Partition.model_validate(values | {"domains": domains, "encoder": "lexical"}))
+        kept = {"keep": ["label"]} if "label" in grouped.columns else {}
+        values = {"input": {"paths": str(output / "corpus.parquet"), "group": "group"} | kept, "output": str(directory)}
+        partition(Partition.model_validate(values | {"domains": domains, "encoder": encoder} | keys))
     return Manifest.open(directory)
 
 
