@@ -18,6 +18,7 @@ def build(
     arrays: dict[str, npt.NDArray[Any]],
     *,
     exact: bool = False,
+    alone: bool = False,
     model: str | None = None,
     trust_remote_code: bool = False,
 ) -> Encoder:
@@ -27,6 +28,7 @@ def build(
         description: the rule's `encoder` entry.
         arrays: its arrays.
         exact: refuse a machine whose vectors would differ in the last bits; for placing. `lexical` never differs by more.
+        alone: compute each text by itself, soonest done for one but with other last bits; for routing. `lexical` always does.
         model: directory of the model, where the description knows it by its digests alone.
         trust_remote_code: allow a model that needs it to run its own code.
 
@@ -38,5 +40,5 @@ def build(
     if kind == LEXICAL:
         return build_lexical(description, arrays)
     if kind == SENTENCE:
-        return build_sentence(description, arrays, exact=exact, model=model, trust_remote_code=trust_remote_code)
+        return build_sentence(description, arrays, exact=exact, alone=alone, model=model, trust_remote_code=trust_remote_code)
     raise ManifestError(f"this manifest was placed by encoder {kind!r}: it needs a later lmsplit")

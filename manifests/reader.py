@@ -301,7 +301,7 @@ def open_placement(
         trust_remote_code: allow a model that needs it to run its own code.
 
     Returns:
-        The rule, its encoder, and the domains.
+        The rule, its encoder (for a text at a time: see `encoder.build`), and the domains.
 
     Raises:
         ManifestError: a file is missing or its digest is not the one recorded.
@@ -317,7 +317,7 @@ def open_placement(
         domains = _read_domains(LocalStore(directory), index["domains"]["file"])
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ManifestError(f"{directory} holds no placement rule: {error}") from error
-    encoder = encoders.build(stored.encoder, stored.encoder_arrays, model=model, trust_remote_code=trust_remote_code)
+    encoder = encoders.build(stored.encoder, stored.encoder_arrays, alone=True, model=model, trust_remote_code=trust_remote_code)
     return stored.rule, encoder, domains
 
 

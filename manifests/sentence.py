@@ -17,6 +17,7 @@ Shape legend: N texts, D dimensions, P probe texts.
 """
 
 import contextlib
+import threading
 from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -73,26 +74,31 @@ class SentenceDescription(Record):
     trust_remote_code: bool = Field(default=False, description="whether code from the model's repository is run")
 
 
+_THREADS: Final = threading.Lock()
+
+
 class SentenceEncoder:
     """A loaded model that encodes as described.
 
     Args:
         description: what pins it; `device` and `precision` are where and how this one computes.
         loaded: the model, from `load_model`.
+        alone: compute each text by itself, on as many threads as torch has: soonest done for one text.
     """
 
-    def __init__(self, description: SentenceDescription, loaded: Any) -> None:
+    def __init__(self, description: SentenceDescription, loaded: Any, *, alone: bool = False) -> None:
         self._model = loaded
         self._about = description
         self._static = type(loaded[0]).__name__ == "StaticEmbedding"
         self._tokenizer = None if self._static else _plain_tokenizer(loaded.tokenizer, description.max_tokens)
-        self.tolerance = DISTANCE_TOLERANCE
+        self._alone = alone
+        self.tolerance = description.tolerance if alone else DISTANCE_TOLERANCE
 
     def encode(self, texts: Sequence[str]) -> Floats:
         """Return unit rows (N, D), float32; not a finite unit row where the model gives none."""
         vectors_ND = np.zeros((len(texts), self._about.dimensions), np.float32)
         prepared = [self._about.prompt + text[: self._about.max_characters] for text in texts]
-        with _one_thread():
+        with _inference_mode() if self._alone else _one_thread():
             for rows, values in self._encode_static(prepared) if self._static else self._encode_batches(prepared):
                 vectors_ND[rows] = values
         with np.errstate(invalid="ignore"):  # an infinite value makes its row NaN
@@ -105,7 +111,7 @@ class SentenceEncoder:
         padded_N = np.minimum(-(-lengths_N // step) * step, self._about.max_tokens)
         for length in np.unique(padded_N).tolist():
             alike = np.flatnonzero(padded_N == length)
-            size = max(1, self._about.batch_tokens // length)
+            size = 1 if self._alone else max(1, self._about.batch_tokens // length)
             for start in range(0, len(alike), size):
                 rows = alike[start : start + size]
                 yield rows, self._forward([tokens[row] for row in rows], length, size)[: len(rows)]
@@ -177,13 +183,22 @@ def _one_thread() -> Iterator[None]:
     """Compute on one CPU thread: several may add in another order, and wait for each other on busy cores."""
     import torch
 
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            yield
-    finally:
-        torch.set_num_threads(before)
+    with _THREADS:  # the number is the process's: two at a time would each restore the other's
+        before = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            torch.set_num_threads(before)
+
+
+@contextlib.contextmanager
+def _inference_mode() -> Iterator[None]:
+    import torch
+
+    with torch.inference_mode():
+        yield
 
 
 def _plain_tokenizer(tokenizer: Any, max_tokens: int) -> Any:
@@ -307,6 +322,7 @@ def build_sentence(
     arrays: dict[str, npt.NDArray[Any]],
     *,
     exact: bool = False,
+    alone: bool = False,
     model: str | None = None,
     trust_remote_code: bool = False,
 ) -> SentenceEncoder:
@@ -317,6 +333,7 @@ def build_sentence(
         arrays: `probe_PD`.
         exact: for placing: vectors must equal the pinned ones to the last bit, or it is refused. Otherwise, for an audit, another
             device or precision stands in where the pinned one is missing, and `tolerance` says how far distances may differ.
+        alone: for routing: each text by itself, soonest done for one; distances may differ by the described tolerance.
         model: directory of a model that the description knows by its digests alone.
         trust_remote_code: allow a model that needs it to run its own code.
 
@@ -335,7 +352,7 @@ def build_sentence(
         about = about.model_copy(update={"batch_tokens": min(about.batch_tokens, 16 * about.max_tokens)})
     encoder = SentenceEncoder(about, loaded)
     _compare(encoder, arrays, about, exact)
-    return encoder
+    return SentenceEncoder(about, loaded, alone=True) if alone else encoder
 
 
 def _parsed(description: dict[str, Any]) -> SentenceDescription:

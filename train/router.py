@@ -5,10 +5,11 @@ Where that expert is missing or not what its record says, the seed answers inste
 why.
 
 A text whose margin is below a threshold goes to the seed. Several experts may answer together, each with a weight
-(see `mixing`); the weight of one that is missing goes to the seed.
+(see `mixing`); the weight of one that is missing goes to the seed. A sentence encoder computes each text by itself here, soonest
+done for one; its distances differ from the manifest's by at most the tolerance that its description states.
 
 It names models and does not run them, so it needs torch only where the manifest's encoder does (`lexical`
-does not). Cost: one encoding of the texts' prefixes, in one batch; the first route to an expert digests its weights
+does not). Cost: one encoding of the texts' prefixes; the first route to an expert digests its weights
 (about 1 GB/s).
 """
 

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -247,6 +248,20 @@ def two_threads() -> Iterator[None]:
     torch.set_num_threads(2)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("two_threads")
+def test_several_callers_restore_the_number_of_threads(models: dict[str, Path]) -> None:
+    encoder = encoder_of(models["bert"])
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(lambda number: encoder.encode([sentence_of(number)]), range(60)))
+    assert torch.get_num_threads() == 2
+
+
+def test_a_text_alone_is_computed_alone(models: dict[str, Path], batches: list[dict[str, Any]]) -> None:
+    description, loaded = described(models["bert"])
+    SentenceEncoder(description, loaded, alone=True).encode([sentence_of(3), sentence_of(20)])
+    assert [tuple(batch["input_ids"].shape) for batch in batches] == [(1, 16), (1, 32)]
 
 
 @pytest.mark.usefixtures("two_threads")

@@ -50,6 +50,17 @@ def test_build_gives_back_the_described_encoder(models: dict[str, Path], kind: s
     assert built.encode(TEXTS).tobytes() == expected.tobytes()
 
 
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_texts_computed_alone_are_within_the_tolerance(models: dict[str, Path], kind: str, precision: str) -> None:
+    description, arrays = pinned(models[kind], precision)
+    alone, together = (build(description, arrays, alone=each, model=str(models[kind])) for each in (True, False))
+    assert alone.tolerance == description["tolerance"] > together.tolerance
+    found, expected = alone.encode(TEXTS), together.encode(TEXTS)
+    assert np.square(found - expected).sum(axis=1).max() / 2 < alone.tolerance  # 1 - cosine, of zeros too
+    assert found.tobytes() == b"".join(alone.encode([text]).tobytes() for text in TEXTS)
+
+
 def test_build_finds_minilm_by_its_name() -> None:
     pytest.importorskip(MINILM_PACKAGE)
     description, arrays = pinned(MINILM)

@@ -1,0 +1,104 @@
+"""What routing costs beside the model that answers: time to the first token and for each one after it, joules.
+
+Models of each preset with fresh weights, which are as fast as trained ones; prompts are the first `--prompt` tokens of held-out
+documents of the corpora, answers are 32 tokens, greedy. The router is the manifest's own, by encoder: `none` is one model
+alone. `router`: its median share of the time to the first token; `first token` and `token`: milliseconds; joules are the
+machine's per answer, by codecarbon, an estimate from rated power where the column says so. Clients ask at the same time and share
+the threads. One model is held in memory, so what several experts cost the caches is not in it.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any, Final
+
+import polars as pl
+import torch
+from measure import write_results
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
+from vectors import CORPUS, manifest
+
+from lmsplit.manifests.reader import Manifest
+from lmsplit.train.latency import measure_latency
+from lmsplit.train.presets import PRESETS
+from lmsplit.train.router import Router
+from lmsplit.train.tokenizer import DocumentEncoder, train_tokenizer
+
+DOMAINS: Final = 12
+ANSWER: Final = 32
+VOCABULARY: Final = 4096
+"""Of the tokenizer; each preset has its own number of embeddings all the same."""
+
+
+def routers(output: Path, corpus: str) -> dict[str, Router]:
+    """Return a router of each encoder; the experts that it names are not there, which costs it nothing."""
+    found = {}
+    for encoder in ("lexical", "minilm"):
+        opened = manifest(output / encoder, corpus, DOMAINS, encoder, keep_embeddings=True)
+        directory = output / encoder / "router"
+        if not (directory / "placement").exists():
+            (directory / "placement").mkdir(parents=True)
+            opened.copy_placement(directory / "placement")
+        found[encoder] = Router.open(directory)
+    return found
+
+
+def prompts_of(opened: Manifest, encoder: DocumentEncoder, length: int, count: int) -> list[str]:
+    """Return the beginnings of held-out documents that are long enough."""
+    texts = opened.scan().filter(pl.col("split") == "heldout").select("text").collect()["text"].to_list()
+    long = [ids[:length] for ids in encoder.encode(texts) if len(ids) >= length]
+    return [encoder.decode(ids) for ids in long[:: max(1, len(long) // count)][:count]]
+
+
+def model_of(name: str) -> PreTrainedModel:
+    """Return a model of a preset's shape."""
+    torch.manual_seed(0)
+    config = PRESETS[name].model_config(PRESETS[name].vocabulary_size)
+    model: PreTrainedModel = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config), dtype=torch.float32)
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    return model.eval().to(device)
+
+
+def main() -> None:
+    """Time every size, router and number of clients."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", default=CORPUS)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / ".cache" / "routing")
+    parser.add_argument("--models", nargs="*", default=["1m", "5m", "30m", "125m"])
+    parser.add_argument("--clients", nargs="*", type=int, default=[1, 4])
+    parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--requests", type=int, default=60)
+    options = parser.parse_args()
+    found = routers(options.output, options.corpus)
+    opened = Manifest.open(options.output / "lexical" / "manifest@0")
+    texts = opened.scan().filter(pl.col("split") == "train").select("text").head(4000).collect()["text"].to_list()
+    encoder = DocumentEncoder(train_tokenizer([texts], VOCABULARY))
+    prompts = prompts_of(opened, encoder, options.prompt, options.requests)
+    ids = {prompt: [encoder.begin_id, *tokens] for prompt, tokens in zip(prompts, encoder.encode(prompts), strict=True)}
+    rows: list[dict[str, Any]] = []
+    for name in options.models:
+        model = model_of(name)
+        ways = {"none": lambda _prompt: None} | {
+            kind: (lambda prompt, router=router: router.route([prompt])) for kind, router in found.items()
+        }
+        for clients in options.clients:
+            for kind, ask in ways.items():
+
+                def route(prompt: str, ask: Any = ask, model: PreTrainedModel = model) -> PreTrainedModel:
+                    """Ask the router, and answer by the one model."""
+                    ask(prompt)
+                    return model
+
+                measured = measure_latency(prompts, ids.__getitem__, route, ANSWER, clients, energy=True).to_json()
+                times = {
+                    f"{label}, {p}": 1e3 * measured[f"{key}_{p}_s"]
+                    for label, key in (("first token", "first_token"), ("token", "token"), ("answer", "answer"))
+                    for p in ("p50", "p95")
+                }
+                facts = {"model": name, "clients": clients, "router": kind, "router, p50": 1e3 * measured["route_p50_s"]}
+                ends = {"joules": measured["joules_per_answer"], "estimate": measured["energy_is_an_estimate"]}
+                rows.append(facts | {"router's share": measured["route_share"]} | times | ends)
+        write_results("latency", "What routing costs beside the answer", __doc__ or "", rows)
+
+
+if __name__ == "__main__":
+    main()
