@@ -63,6 +63,10 @@ class Ladder:
         first = seed * self.experts_per_seed
         return tuple(sorted({(first + each) % self.num_domains for each in range(self.experts_per_seed)}))
 
+    def specialization_of(self, seed: int) -> tuple[int, ...]:  # noqa: ARG002 - a sweep has others for each seed
+        """Return the D' of the experts of the seed of this number, rising."""
+        return self.specialization
+
     def seeds(self) -> Iterator[tuple[int, int, int]]:
         """Yield the number, the size and the D of each seed."""
         for number, (size, tokens) in enumerate(itertools.product(self.sizes, self.pretraining)):

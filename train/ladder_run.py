@@ -109,15 +109,16 @@ class LadderRun:
             seed, trained = self._decayed(f"{size}", order, tokens, self.ladder.pretraining, None, size)
             self._measure(seed, (trained, 0), list(self.campaign.manifest.domains))
             for index in self.ladder.domains_of(number):
-                self._experts(seed, size, trained, self.campaign.manifest.domains[index])
+                ends = self.ladder.specialization_of(number)
+                self._experts(seed, size, trained, self.campaign.manifest.domains[index], ends)
         return pl.read_ndjson(self._output / TABLE)
 
-    def _experts(self, seed: Path, size: int, pretraining: int, domain: Domain) -> None:
+    def _experts(self, seed: Path, size: int, pretraining: int, domain: Domain, ends: Sequence[int]) -> None:
         packed = self.campaign.packed(domain, self.campaign.configuration.where)
-        order = self._order([Share(packed, 1.0)], self.ladder.specialization)
-        for tokens in self.ladder.specialization:
+        order = self._order([Share(packed, 1.0)], ends)
+        for tokens in ends:
             name = f"{seed.name}-{domain.domain}"
-            expert, trained = self._decayed(name, order, tokens, self.ladder.specialization, seed, size)
+            expert, trained = self._decayed(name, order, tokens, ends, seed, size)
             self._measure(expert, (pretraining, trained), [domain])
 
     def _mixture(self) -> list[Share]:
