@@ -22,7 +22,6 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -30,9 +29,9 @@ import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
 import polars as pl
-import pyarrow as pa
 from matplotlib.figure import Figure
 from measure import RESULTS, write_results
+from shuffled import ShuffledManifest
 from vectors import CORPUS, manifest
 
 from lmsplit.manifests.configuration import load
@@ -84,39 +83,6 @@ ARMS: Final[dict[str, Arm]] = {
     "dense, per model": Arm(dense=Matched.PER_MODEL),
     "dense, total": Arm(dense=Matched.TOTAL),
 }
-
-
-class ShuffledManifest(Manifest):
-    """The documents of a manifest in random domains of the same sizes, split by split: what clustering is compared with."""
-
-    @classmethod
-    def of(cls, manifest: Manifest) -> "ShuffledManifest":
-        """Shuffle a manifest's documents; always in the same way."""
-        shuffled = cls(manifest.store, manifest.version, manifest.commit)
-        table = manifest.scan().select("doc_id", "text", "domain", "split").collect()
-        generator = np.random.default_rng(0)
-        parts = [
-            part.with_columns(part["domain"].gather(generator.permutation(len(part)))) for part in table.partition_by("split")
-        ]
-        shuffled._table = pl.concat(parts)
-        return shuffled
-
-    _table: pl.DataFrame
-
-    def domains_of(self, doc_ids: pl.Series) -> npt.NDArray[np.int64]:
-        """Return the number of each document's domain."""
-        found = doc_ids.to_frame().join(self._table.select("doc_id", "domain"), on="doc_id", how="left", maintain_order="left")
-        return np.array([domain_index(name) for name in found["domain"]])
-
-    @property
-    def digest(self) -> str:
-        """The manifest's, and that it is shuffled: packs are cached under it."""
-        return f"shuffled-{super().digest}"
-
-    def documents(self, domain: str | None = None, split: str | None = None, columns: Any = None) -> Iterator[pa.RecordBatch]:
-        """Read the documents of a random domain."""
-        chosen = self._table.filter((pl.col("domain") == domain) & (pl.col("split") == split)).select(columns)
-        yield from chosen.to_arrow().cast(pa.schema([(name, pa.string()) for name in columns])).to_batches(4096)
 
 
 class Bench:

@@ -38,10 +38,10 @@ from lmsplit.train.scaling_choice import choose
 from lmsplit.train.scaling_fit import fit
 
 DOMAINS: Final = 12
-VOCABULARY: Final = 2048
-SIZES: Final = (120_000, 250_000, 500_000)
-PRETRAINING: Final = (250_000, 500_000, 1_000_000, 2_000_000, 4_000_000)
-SPECIALIZATION: Final = (50_000, 100_000, 200_000, 400_000)
+VOCABULARY: Final = 1024
+SIZES: Final = (60_000, 120_000, 240_000)
+PRETRAINING: Final = (1_000_000, 2_000_000, 4_000_000, 8_000_000, 16_000_000)
+SPECIALIZATION: Final = (100_000, 200_000, 400_000, 800_000)
 EXPERTS: Final = 3
 SHARES: Final = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)
 """Of the budget, for the seed."""
@@ -75,7 +75,7 @@ def run(output: Path, name: str, ladder: Ladder) -> Runs:
         "seed_model": {"tokens": 1},
         "expert": {"tokens": 1},
         "evaluation": {"documents": 60},
-        "sft": {"bf16": False, "max_length": 256, "per_device_train_batch_size": 8},
+        "sft": {"bf16": False, "max_length": 256, "per_device_train_batch_size": 4},
     }
     path = output / f"{name}.yaml"
     path.write_text(json.dumps(values))
@@ -173,10 +173,16 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=270_000)
     parser.add_argument("--tokens", type=int, default=12_000_000, help="of the sweep: D + K D'")
     parser.add_argument("--experts", type=int, default=4, help="domains of the sweep that are trained")
+    parser.add_argument(
+        "--only", type=int, help="run the ladder of this size and write nothing: several at a time, a thread each"
+    )
     options = parser.parse_args()
     manifest(options.output, options.corpus, DOMAINS)
-    ladder = Ladder(SIZES, PRETRAINING, SPECIALIZATION, DOMAINS, EXPERTS)
-    runs = run(options.output, "ladder", ladder)
+    for size in SIZES if options.only is None else [options.only]:
+        run(options.output, f"ladder-{size}", Ladder((size,), PRETRAINING, SPECIALIZATION, DOMAINS, EXPERTS))
+    if options.only is not None:
+        return
+    runs = read_runs([str(options.output / f"ladder-{size}") for size in SIZES])
     write_results("planner_laws", "Laws on real runs", __doc__ or "", errors(runs))
     size = int(np.unique(runs.points.num_parameters_R)[np.abs(np.unique(runs.points.num_parameters_R) - options.size).argmin()])
     plan = recommend(runs, Question(6.0 * size * options.tokens, (float(size),)))

@@ -14,7 +14,7 @@ documents (cached, see `loss_table`), one encoding of every document a prompt le
 
 import itertools
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ from lmsplit.train.cross_loss import (
     routed_loss,
     specialization,
 )
-from lmsplit.train.directory import write_whole
+from lmsplit.train.directory import whole_file, write_whole
 from lmsplit.train.latency import measure_latency
 from lmsplit.train.layout import DENSE, EVALUATION, EXPERTS, FITTED, MERGED, SEED, Matched
 from lmsplit.train.loss_table import LossTable, Model, measure, trained_models
@@ -149,7 +149,7 @@ def cross_losses(table: LossTable, routed_N: Integers) -> dict[str, Any]:
 
 
 def answers(campaign: Campaign, table: LossTable, routed: Routed, temperature: float) -> dict[str, Any]:
-    """Return the loss of every way to answer, with intervals, and how far each is above `routed`."""
+    """Return the loss of every way to answer, with intervals, and how far each is above `routed`; write them by document."""
     documents = Documents(table.tokens_N, table.domain_N, campaign.configuration.evaluation.prompt_tokens)
     judged_N = documents.num_judged()
     if not judged_N.any():
@@ -168,6 +168,7 @@ def answers(campaign: Campaign, table: LossTable, routed: Routed, temperature: f
         ways[name] = np.where(nowhere_N, ways["seed"], ways[name])
     prompts = [len(text.encode()) for text in first_tokens(campaign.encoder, table.texts, documents.prompt)]
     bytes_N = np.where(judged_N > 0, table.bytes_N - np.array(prompts), 0)
+    _write_documents(campaign, table, routed.domain_N, judged_N, bytes_N, ways)
     by_token = compare(ways, judged_N, table.domain_N)
     by_byte = compare(ways, bytes_N, table.domain_N)
     names = [model.name for model in table.models[1 : 1 + table.num_experts]]
@@ -221,6 +222,27 @@ def latencies(campaign: Campaign, table: LossTable, router: Router) -> list[dict
         )
         rows.append({"way": name, "clients": clients} | measured.to_json())
     return rows
+
+
+def _write_documents(
+    campaign: Campaign,
+    table: LossTable,
+    routed_N: Integers,
+    judged_N: Integers,
+    bytes_N: Integers,
+    ways: Mapping[str, npt.NDArray[np.float64]],
+) -> None:
+    """Write what each document contributes: where it is placed and routed, what is judged of it, and nats by way."""
+    names = [each.domain for each in campaign.manifest.domains]
+    facts = {
+        "doc_id": table.doc_ids,
+        "domain": [names[number] for number in table.domain_N],
+        "routed_to": [names[number] if number >= 0 else None for number in routed_N],
+        "judged_tokens": judged_N,
+        "judged_bytes": bytes_N,
+    }
+    with whole_file(campaign.output / EVALUATION / "documents.parquet") as partial:
+        pl.DataFrame(facts | dict(ways)).write_parquet(partial)
 
 
 def _routed(routes: Sequence[Route], num_domains: int) -> Routed:

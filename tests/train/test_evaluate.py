@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 
@@ -157,6 +158,9 @@ def test_files_and_tables(found: dict[str, Any], trained: Path, lmsplit: Command
     assert {path.name: path.stat().st_mtime_ns for path in (directory / "losses").iterdir()} == before  # nothing measured again
     assert (directory / "evaluation.svg").read_bytes() == picture
     assert json.loads((directory / "evaluation.json").read_text()) | {"picture": found["picture"]} == found
+    documents = pl.read_parquet(directory / "documents.parquet")
+    nats = documents.group_by("domain").agg(pl.col("routed").sum() / pl.col("judged_tokens").sum())["routed"].mean()
+    assert nats == pytest.approx(next(row["nats_per_token"] for row in found["answers"] if row["way"] == "routed"))
     for shown in ("way to answer", "dense-total", "prompts routed right", "as labelled", "specialization", "evaluation.svg"):
         assert shown in result.out
     lines = [json.loads(line) for line in result.err.splitlines() if line.startswith("{")]

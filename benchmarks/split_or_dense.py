@@ -1,0 +1,296 @@
+"""Where does splitting pay? One budget of compute, spent on models of several sizes, as experts and as one model.
+
+The corpora in twelve domains (`lexical`), a tokenizer of 1,024 tokens. Every size N gets the same FLOPs in total, so that the
+smallest sees the most tokens for each of its parameters. Half of its tokens T = C / 6N are the seed's, the others twelve
+experts', or the same seed's continued as one dense model, on the same tokens of each domain. Three seeds of training.
+
+- `tokens per parameter`: T / N, what the experts and their seed see in all; `dense, total` as much.
+- losses: nats per token after prompts of 64 tokens, a mean over domains. `routed`: by the manifest's rule on the prompt.
+  `random`: experts of random clusters of the same sizes, each document answered by its own. `per model`: dense, for the tokens of
+  one expert.
+- `routed − …`: paired differences with 95 % intervals, seeds and documents of each domain drawn with replacement; below 0 the
+  experts win. `domains won`: of twelve, against `dense, total`.
+- cloze: questions of the domains whose most frequent label is legal, scientific or engineering (`SPECIAL`), accuracy by
+  lm-evaluation-harness; `first token` and `answer`: median milliseconds for a prompt of 64 tokens and 32 more, router included.
+
+The second table has for each dense model the smallest routed experts that are no less accurate, and how much sooner they answer;
+and the most accurate ones that answer no later, and how much more accurate they are. Runs that are done are kept in `--output`.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import matplotlib as mpl
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+from matplotlib.figure import Figure
+from measure import RESULTS, write_results
+from shuffled import ShuffledManifest
+from vectors import CORPUS, manifest
+
+from lmsplit.manifests.configuration import load
+from lmsplit.manifests.reader import Manifest
+from lmsplit.train import experts
+from lmsplit.train.answers import Documents
+from lmsplit.train.campaign import Campaign
+from lmsplit.train.config import Training
+from lmsplit.train.evaluate import evaluate
+from lmsplit.train.heldout import HeldOut
+from lmsplit.train.layout import Matched
+from lmsplit.train.models import load_model
+from lmsplit.train.presets import preset_near
+from lmsplit.train.record import RunRecord
+from lmsplit.train.routing_accuracy import majority_labels
+from lmsplit.train.text_losses import token_losses
+
+DOMAINS: Final = 12
+VOCABULARY: Final = 1024
+SIZES: Final = (60_000, 120_000, 240_000, 480_000, 960_000)
+BUDGET: Final = 1.2e13
+"""FLOPs of a seed and its experts together."""
+PROMPT: Final = 64
+HELD_OUT: Final = 60
+DRAWS: Final = 2000
+SPECIAL: Final = ("legal-contracts", "cs-research", "mathematics", "medicine", "software-docs")
+"""Labels of legal, scientific and engineering text."""
+
+# Shapes: S seeds, N documents.
+
+
+class Cell:
+    """One size and one seed of training."""
+
+    def __init__(self, output: Path, size: int, seed: int) -> None:
+        self.output = output / f"{size}-{seed}"
+        self.manifest = output / "manifest"
+        self.seed = seed
+        self.preset = preset_near(size, VOCABULARY)
+        tokens = BUDGET / 6 / self.preset.num_parameters
+        self.pretraining, self.specialization = round(tokens / 2), round(tokens / 2 / DOMAINS)
+
+    def campaign(self, name: str) -> Campaign:
+        """Open the experts' training, or that on random clusters."""
+        keys = self.preset.keys(self.preset.model_config(VOCABULARY))
+        values = keys | {
+            "manifest": str(self.manifest),
+            "output": str(self.output / name),
+            "tokenizer": {"vocabulary_size": VOCABULARY},
+            "seed_model": keys["seed_model"] | {"tokens": self.pretraining},
+            "expert": keys["expert"] | {"tokens": self.specialization},
+            "evaluation": {
+                "documents": HELD_OUT,
+                "prompt_tokens": PROMPT,
+                "prefix_tokens": [PROMPT],
+                "cloze": {"context_tokens": PROMPT, "continuation_tokens": 32},
+                "latency": {"requests": 40},
+            },
+            "sft": {"bf16": False, "max_length": 256, "per_device_train_batch_size": 4, "save_strategy": "no"},
+            "seed": self.seed,
+        }
+        self.output.mkdir(parents=True, exist_ok=True)
+        path = self.output / f"{name}.yaml"
+        path.write_text(json.dumps(values))
+        return Campaign.open(load(Training, str(path), ()))
+
+    def measured(self) -> tuple[dict[str, Any], pl.DataFrame]:
+        """Return the evaluation, and each document's nats by way; train and judge what is missing."""
+        campaign = self.campaign("experts")
+        record, _ = experts.train_all(campaign)
+        for matched in Matched:
+            experts.train_dense(campaign, matched, record)
+        directory = campaign.output / "evaluation"
+        if not (directory / "evaluation.json").exists():
+            evaluate(campaign)
+        documents = pl.read_parquet(directory / "documents.parquet")
+        random = self.output / "random.npy"
+        if not random.exists():
+            np.save(random, self._random(campaign, record))
+        found: dict[str, Any] = json.loads((directory / "evaluation.json").read_text())
+        return found, documents.with_columns(pl.Series("random", np.load(random)))
+
+    def _random(self, campaign: Campaign, seed: RunRecord) -> npt.NDArray[np.float64]:
+        """Return each document's nats at the expert of its random cluster, continued from the same seed."""
+        other = self.campaign("random")
+        shuffled = Campaign(other.configuration, ShuffledManifest.of(other.manifest), other.encoder)
+        link = shuffled.output / "seed"
+        if not link.exists():
+            link.symlink_to((campaign.output / "seed").absolute())
+        held_out = HeldOut.of(campaign).documents()
+        own_N = shuffled.manifest.domains_of(held_out["doc_id"])
+        nats_N = np.zeros(len(held_out))
+        for number, domain in enumerate(shuffled.manifest.domains):
+            experts.train_expert(shuffled, domain, seed)
+            model = load_model(shuffled.output / "experts" / domain.domain)
+            texts = held_out.filter(pl.Series(own_N == number))["text"].to_list()
+            found = token_losses(model, shuffled.encoder, [texts], shuffled.packing.max_length)
+            documents = Documents(found.tokens_N, np.zeros_like(found.tokens_N), PROMPT)
+            nats_N[own_N == number] = documents.judged_nats(found.nats_T)
+        return nats_N
+
+
+def interval(cells: list[pl.DataFrame], way: str, other: str) -> tuple[float, float, float]:
+    """Return the mean difference of two ways, domains counting alike, and its interval; seeds and documents are drawn."""
+    generator = np.random.default_rng(0)
+    domains = [cells[0]["domain"].to_numpy() == name for name in sorted(set(cells[0]["domain"]))]
+    tokens_N = cells[0]["judged_tokens"].to_numpy()
+    differences_SN = np.stack([(cell[way] - cell[other]).to_numpy() for cell in cells])
+
+    def mean(counts_N: npt.NDArray[Any], weights_S: npt.NDArray[Any]) -> float:
+        """Return the mean over domains where each document and seed counts so often."""
+        nats_N = weights_S @ differences_SN / weights_S.sum() * counts_N
+        return float(np.mean([nats_N[each].sum() / (tokens_N * counts_N)[each].sum() for each in domains]))
+
+    draws = []
+    for _ in range(DRAWS):
+        counts_N = np.zeros(len(tokens_N))
+        for each in domains:
+            counts_N[each] = generator.multinomial(each.sum(), np.full(each.sum(), 1 / each.sum()))
+        draws.append(mean(counts_N, generator.multinomial(len(cells), np.full(len(cells), 1 / len(cells))).astype(float)))
+    low, high = np.quantile(draws, [0.025, 0.975])
+    return mean(np.ones(len(tokens_N)), np.ones(len(cells))), float(low), float(high)
+
+
+def shown(difference: tuple[float, float, float]) -> str:
+    """Return a difference with its interval."""
+    mean, low, high = difference
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+
+
+def loss(cells: list[pl.DataFrame], way: str) -> float:
+    """Return the loss of a way, a mean over domains and seeds."""
+    of_seeds = [
+        cell.group_by("domain").agg(pl.col(way).sum() / pl.col("judged_tokens").sum()).get_column(way).mean() for cell in cells
+    ]
+    return float(np.mean(of_seeds))
+
+
+def wins(cells: list[pl.DataFrame]) -> int:
+    """Return in how many domains the routed experts are better than the dense model of the same total, over all seeds."""
+    both = pl.concat(cells).group_by("domain").agg(pl.col("routed").sum(), pl.col("dense-total").sum())
+    return int((both["routed"] < both["dense-total"]).sum())
+
+
+def special_domains(output: Path) -> list[str]:
+    """Return the domains whose most frequent label is legal, scientific or engineering."""
+    opened = Manifest.open(output / "manifest")
+    counts = opened.scan().group_by("domain", "label").len().collect()
+    labels = majority_labels(counts["domain"].to_list(), counts["label"].to_list(), counts["len"].to_list())
+    return [domain for domain, label in labels.items() if label in SPECIAL]
+
+
+def accuracy(evaluations: list[dict[str, Any]], way: str, domains: list[str]) -> float:
+    """Return the share of cloze questions of some domains that are answered right, a mean over domains and seeds."""
+    rows = [next(row for row in found["cloze"]["answers"] if row["way"] == way) for found in evaluations]
+    return float(np.mean([row["domains"][domain] for row in rows for domain in domains if domain in row["domains"]]))
+
+
+def milliseconds(evaluations: list[dict[str, Any]], way: str, key: str) -> float:
+    """Return the median over seeds of a median latency."""
+    rows = [next(row for row in found["latency"] if row["way"] == way) for found in evaluations]
+    return 1e3 * float(np.median([row[key] for row in rows]))
+
+
+def row(measured: list[tuple[dict[str, Any], pl.DataFrame]], domains: list[str]) -> dict[str, Any]:
+    """Return a row of the first table, and what the second one needs."""
+    evaluations, cells = [found for found, _ in measured], [documents for _, documents in measured]
+    models = {each["name"]: each for each in evaluations[0]["models"]}
+    seen = models["seed"]["pretraining_tokens"] + models["dense-total"]["specialization_tokens"]
+    of_experts = [each["specialization_tokens"] for name, each in models.items() if name.startswith("d0")]
+    flops = sum(each["flops"] for name, each in models.items() if name == "seed" or name.startswith("d0"))
+    dense_flops = models["seed"]["flops"] + models["dense-total"]["flops"]
+    total = interval(cells, "routed", "dense-total")
+    return {
+        "parameters": models["seed"]["num_parameters"],
+        "tokens per parameter": seen / models["seed"]["num_parameters"],
+        "D": models["seed"]["pretraining_tokens"],
+        "D'": round(float(np.mean(of_experts))),
+        "FLOPs, dense over experts": dense_flops / flops,
+        **{way: loss(cells, way) for way in ("seed", "routed", "own domain", "random", "dense-per-model", "dense-total")},
+        "routed − total": shown(total),
+        "routed − per model": shown(interval(cells, "routed", "dense-per-model")),
+        "random − total": shown(interval(cells, "random", "dense-total")),
+        "domains won": wins(cells),
+        "cloze, routed": accuracy(evaluations, "routed", domains),
+        "cloze, dense": accuracy(evaluations, "dense-total", domains),
+        "first token, routed": milliseconds(evaluations, "routed", "first_token_p50_s"),
+        "first token, dense": milliseconds(evaluations, "seed", "first_token_p50_s"),
+        "answer, routed": milliseconds(evaluations, "routed", "answer_p50_s"),
+        "answer, dense": milliseconds(evaluations, "seed", "answer_p50_s"),
+    }
+
+
+def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Return, for each dense model, the smallest routed experts that are no less accurate, and the best ones as fast."""
+    found = []
+    for dense in rows:
+        facts = {"dense": dense["parameters"], "cloze, dense": dense["cloze, dense"], "answer, dense": dense["answer, dense"]}
+        able = [each for each in rows if each["cloze, routed"] >= dense["cloze, dense"]]
+        fast = [each for each in rows if each["answer, routed"] <= dense["answer, dense"]]
+        smallest = min(able, key=lambda each: each["parameters"], default=None)
+        best = max(fast, key=lambda each: each["cloze, routed"], default=None)
+        facts["as accurate"] = smallest and smallest["parameters"]
+        facts["its latency, below"] = smallest and 1 - smallest["answer, routed"] / dense["answer, dense"]
+        facts["as fast"] = best and best["parameters"]
+        facts["its accuracy, above"] = best and best["cloze, routed"] / dense["cloze, dense"] - 1
+        found.append(facts)
+    return found
+
+
+def draw(rows: list[dict[str, Any]], path: Path) -> None:
+    """Draw how far experts are from the dense model, over tokens per parameter."""
+    with mpl.rc_context({"svg.hashsalt": "lmsplit", "svg.fonttype": "none"}):
+        figure = Figure(figsize=(8, 5), layout="constrained")
+        axes = figure.add_subplot()
+        for key, color, name in (("routed − total", "C0", "experts, routed"), ("random − total", "C7", "random clusters")):
+            numbers = [[float(part.strip("[],")) for part in row[key].split()] for row in rows]
+            x = [row["tokens per parameter"] for row in rows]
+            means, lows, highs = zip(*numbers, strict=True)
+            axes.errorbar(
+                x,
+                means,
+                [np.subtract(means, lows), np.subtract(highs, means)],
+                color=color,
+                marker="o",
+                capsize=3,
+                label=name,
+            )
+        axes.axhline(0, color="0.5", linewidth=0.8)
+        axes.set_xscale("log")
+        axes.set_xlabel("tokens per parameter, in all")
+        axes.set_ylabel("loss above the dense model's for the same total, nats per token (less is better)")
+        axes.legend(frameon=False)
+        axes.grid(alpha=0.3)
+        figure.savefig(path, metadata={"Date": None})
+
+
+def main() -> None:
+    """Train, judge, and write the tables and the picture."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--corpus", default=CORPUS)
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / ".cache" / "split")
+    parser.add_argument("--sizes", nargs="*", type=int, default=list(SIZES))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--only", type=int, help="measure this seed and write nothing: several at a time, a thread each")
+    options = parser.parse_args()
+    manifest(options.output, options.corpus, DOMAINS)
+    for seed in range(options.seeds) if options.only is None else [options.only]:
+        for size in options.sizes:
+            Cell(options.output, size, seed).measured()
+            sys.stderr.write(f"seed {seed}, {size} parameters: done\n")
+    if options.only is not None:
+        return
+    domains = special_domains(options.output)
+    rows = [
+        row([Cell(options.output, size, seed).measured() for seed in range(options.seeds)], domains) for size in options.sizes
+    ]
+    write_results("split_or_dense", "Where splitting pays", __doc__ or "", rows)
+    write_results("split_headline", "Smaller experts instead of a larger model", __doc__ or "", headline(rows))
+    draw(rows, RESULTS / "split_or_dense.svg")
+
+
+if __name__ == "__main__":
+    main()
