@@ -56,6 +56,16 @@ class PlainTokenizer:
         """Return the token ids of each text: all of them, and no special token."""
         return [encoding.ids for encoding in self._encodings(texts)]
 
+    def beginnings(self, texts: Sequence[str], length: int) -> list[str]:
+        """Return each text up to the end of its token number `length`: what was typed, not what the tokens decode to."""
+        found = []
+        for batch in _batches(texts):
+            encodings = self.backend.encode_batch(batch, add_special_tokens=False)
+            for text, encoding in zip(batch, encodings, strict=True):
+                offsets = encoding.offsets
+                found.append(text[: offsets[length - 1][1]] if len(offsets) > length else text)
+        return found
+
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Return the number of tokens that `encode` gives for each text."""
         return [len(encoding) for encoding in self._encodings(texts)]

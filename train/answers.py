@@ -2,9 +2,9 @@
 
 A router sees the first tokens of a document, the prompt, and is judged on the others, which it did not see; so is every other
 way, on the same ones. A loss is a mean over domains that count alike, each the mean over its tokens. Intervals are
-percentiles of a paired bootstrap over documents, each domain's drawn among its own. Pure functions; this runs no model.
+percentiles of a paired bootstrap over groups of documents, each domain's drawn among its own. Pure functions; this runs no model.
 
-Shapes: N documents, T tokens of all of them, K experts, W ways, B draws.
+Shapes: N documents, T tokens of all of them, K experts, J domains, W ways, B draws, G groups and M members of a domain.
 """
 
 from collections.abc import Mapping
@@ -22,6 +22,8 @@ Integers = npt.NDArray[np.int64]
 DRAWS: Final = 1000
 """Of the bootstrap."""
 INTERVAL: Final = 0.95
+_BLOCK: Final = 1 << 14
+"""Tokens that are mixed at a time."""
 
 
 class Documents(NamedTuple):
@@ -45,11 +47,16 @@ class Documents(NamedTuple):
 
     def judged_nats(self, nats_T: npt.NDArray[np.float32]) -> Floats:
         """Return (..., N) the sum over each document's judged tokens of (..., T) losses."""
-        return sums_of_documents(np.where(self.is_prompt(), np.float32(0), nats_T), self.tokens_N)
+        return self._sums(nats_T, ~self.is_prompt())
 
     def prompt_nats(self, nats_T: npt.NDArray[np.float32]) -> Floats:
         """Return (..., N) the sum over each document's prompt of (..., T) losses."""
-        return sums_of_documents(np.where(self.is_prompt(), nats_T, np.float32(0)), self.tokens_N)
+        return self._sums(nats_T, self.is_prompt())
+
+    def _sums(self, nats_T: npt.NDArray[np.float32], counted_T: npt.NDArray[np.bool_]) -> Floats:
+        if nats_T.ndim > 1:  # a row at a time: a table may be most of the memory
+            return np.stack([self._sums(row_T, counted_T) for row_T in nats_T])
+        return sums_of_documents(np.where(counted_T, nats_T, np.float32(0)), self.tokens_N)
 
 
 def ways_to_answer(
@@ -87,10 +94,18 @@ def ways_to_answer(
     if len(judged_KN) > 1:
         found["another expert"] = (judged_KN.sum(axis=0) - routed_N) / (len(judged_KN) - 1)
     for name, weights_NK in mixtures.items():
-        weights_TK = np.repeat(weights_NK, documents.tokens_N, axis=0)
-        mixed_T = -mix(-experts_KT[:, :, None], weights_TK)[:, 0]
-        found[name] = documents.judged_nats(mixed_T.astype(np.float32))
+        found[name] = documents.judged_nats(_mixed(experts_KT, weights_NK, documents.tokens_N))
     return found | {name: documents.judged_nats(nats_T) for name, nats_T in others.items()}
+
+
+def _mixed(experts_KT: npt.NDArray[np.float32], weights_NK: Floats, tokens_N: Integers) -> npt.NDArray[np.float32]:
+    """Return (T,) the losses of a mixture, some tokens at a time."""
+    document_T = np.repeat(np.arange(len(tokens_N)), tokens_N)
+    mixed_T = np.empty(len(document_T), np.float32)
+    for start in range(0, len(document_T), _BLOCK):
+        block = slice(start, start + _BLOCK)
+        mixed_T[block] = -mix(-experts_KT[:, block, None], weights_NK[document_T[block]])[:, 0]
+    return mixed_T
 
 
 class Comparison(NamedTuple):
@@ -119,34 +134,47 @@ class Comparison(NamedTuple):
         return float(self.loss_W[first] - self.loss_W[second]), low, high
 
 
-def compare(ways: Mapping[str, Floats], units_N: Integers, domain_N: Integers, draws: int = DRAWS) -> Comparison:
+def compare(
+    ways: Mapping[str, npt.ArrayLike],
+    units_N: npt.ArrayLike,
+    domain_N: Integers,
+    num_domains: int,
+    group_N: npt.ArrayLike | None = None,
+    draws: int = DRAWS,
+) -> Comparison:
     """Compare ways to answer.
 
     Args:
-        ways: (N,) nats of each document, by way.
-        units_N: what the loss is counted in: tokens or bytes of each document; documents with none are left out.
-        domain_N: number of each document's domain.
+        ways: (N,) nats of each document, by way; or anything else that is added up.
+        units_N: what it is divided by: tokens or bytes of each document, or 1; documents with none are left out.
+        domain_N: number of each document's domain, below J.
+        num_domains: J.
+        group_N: what documents of one group have in common, such as the original that they are cuts of, makes their losses alike:
+            groups are drawn whole. None: each document is one.
         draws: B.
 
     Raises:
         ValueError: no document has any.
     """
-    if not (units_N > 0).any():
+    units_all_N = np.asarray(units_N)
+    if not (units_all_N > 0).any():
         raise ValueError("no document has anything to judge")
-    nats_WN = np.stack(list(ways.values()))
+    nats_WN = np.stack([np.asarray(each, np.float64) for each in ways.values()])
+    groups_N = np.arange(len(domain_N)) if group_N is None else np.unique(np.asarray(group_N), return_inverse=True)[1].ravel()
     generator = np.random.default_rng(0)
-    of_domains = []
-    for domain in range(int(domain_N.max()) + 1):
-        members = np.flatnonzero((domain_N == domain) & (units_N > 0))
+    loss_WJ = np.full((len(nats_WN), num_domains), np.nan)
+    drawn_BWJ = np.full((draws, *loss_WJ.shape), np.nan)
+    for domain in range(num_domains):
+        members = np.flatnonzero((domain_N == domain) & (units_all_N > 0))
         if not len(members):
-            of_domains.append((np.full(len(nats_WN), np.nan), np.full((draws, len(nats_WN)), np.nan)))
             continue
-        counts_BN = generator.multinomial(len(members), np.full(len(members), 1 / len(members)), size=draws)
-        nats, units = nats_WN[:, members], units_N[members]
-        of_domains.append((nats.sum(axis=1) / units.sum(), (counts_BN @ nats.T) / (counts_BN @ units)[:, None]))
-    loss_WJ = np.stack([loss for loss, _ in of_domains], axis=1)
-    draws_BW = np.nanmean(np.stack([drawn for _, drawn in of_domains]), axis=0)
-    return Comparison(tuple(ways), np.nanmean(loss_WJ, axis=1), loss_WJ, draws_BW)
+        _, group_M = np.unique(groups_N[members], return_inverse=True)
+        nats_WG = np.stack([np.bincount(group_M, nats_M) for nats_M in nats_WN[:, members]])
+        units_G = np.bincount(group_M, units_all_N[members])
+        counts_BG = generator.multinomial(len(units_G), np.full(len(units_G), 1 / len(units_G)), size=draws)
+        loss_WJ[:, domain] = nats_WG.sum(axis=1) / units_G.sum()
+        drawn_BWJ[:, :, domain] = (counts_BG @ nats_WG.T) / (counts_BG @ units_G)[:, None]
+    return Comparison(tuple(ways), np.nanmean(loss_WJ, axis=1), loss_WJ, np.nanmean(drawn_BWJ, axis=2))
 
 
 def _percentiles(values_B: Floats) -> tuple[float, float]:

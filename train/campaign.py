@@ -166,7 +166,9 @@ class Campaign:
         rate = phase.learning_rate or self.preset.expert_learning_rate
         tokens = self.expert_tokens()
         content: dict[str, Any] = {"matched": matched.value, "mixture": tokens, "seed_weights": seed_weights_sha256}
-        content["optimizer_state"] = phase.optimizer_state
+        content |= {"optimizer_state": phase.optimizer_state, "replay": phase.replay}
+        if phase.interference is not None:  # what it decides of the rows
+            content["interference"] = phase.interference.model_dump(include={"fraction", "temperature"})
         total = sum(tokens.values())
         wanted = total if matched is Matched.TOTAL else round(total / len(tokens))
         return self._run("dense", self.output / DENSE / matched, phase, wanted, rate, content)

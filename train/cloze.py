@@ -13,11 +13,14 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
+from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import Cloze
 from lmsplit.train.directory import write_whole
 from lmsplit.train.tokenizer import DocumentEncoder
 
 _SPACE: Final = re.compile(r"\s")
+_LONGER: Final = 2
+"""How much longer than asked for a context or a choice may be, to end before a space."""
 
 
 class Question(NamedTuple):
@@ -38,33 +41,40 @@ class _Cut(NamedTuple):
     continuation: str
 
 
-def write_questions(
-    documents: Sequence[tuple[str, str, str]], encoder: DocumentEncoder, settings: Cloze, seed: int, path: Path
-) -> list[Question]:
+def write_questions(documents: Sequence[tuple[str, str, str]], campaign: Campaign, settings: Cloze, path: Path) -> list[Question]:
     """Make questions, and write them as JSON lines.
 
     Args:
         documents: id, text and domain of each.
-        encoder: whose tokens the lengths are counted in.
+        campaign: whose tokenizer and seed; a question and a choice fit into what its models see at once.
         settings: lengths and number of choices.
-        seed: of which other documents, and of the order of the choices.
         path: where to write; the fields of `Question`.
     """
-    questions = make_questions(documents, encoder, settings, seed)
-    path.parent.mkdir(parents=True, exist_ok=True)
+    seed, max_length = campaign.configuration.seed, campaign.packing.max_length
+    questions = make_questions(documents, campaign.encoder, settings, max_length, seed)
     write_whole(path, "".join(json.dumps(each._asdict(), ensure_ascii=False) + "\n" for each in questions))
     return questions
 
 
 def make_questions(
-    documents: Sequence[tuple[str, str, str]], encoder: DocumentEncoder, settings: Cloze, seed: int
+    documents: Sequence[tuple[str, str, str]], encoder: DocumentEncoder, settings: Cloze, max_length: int, seed: int
 ) -> list[Question]:
-    """Return a question for each document that is long enough, in domains that have documents enough; see `write_questions`."""
+    """Return a question for each document that is long enough, in domains that have documents enough.
+
+    Args:
+        documents: id, text and domain of each.
+        encoder: whose tokens the lengths are counted in.
+        settings: lengths and number of choices.
+        max_length: tokens that a model sees at once.
+        seed: of which other documents, and of the order of the choices.
+    """
     of_domains: dict[str, list[_Cut]] = {}
-    ids = encoder.encode([text for _, text, _ in documents])
-    for (doc_id, text, domain), tokens in zip(documents, ids, strict=True):
-        cut = _cut(doc_id, text, tokens, encoder, settings)
-        if cut is not None:
+    texts = [text for _, text, _ in documents]
+    contexts = encoder.beginnings(texts, settings.context_tokens)
+    both = encoder.beginnings(texts, settings.context_tokens + settings.continuation_tokens)
+    for (doc_id, text, domain), context, beginning in zip(documents, contexts, both, strict=True):
+        cut = _cut(doc_id, text, len(context), len(beginning))
+        if cut is not None and _fits(cut, encoder, settings, max_length):
             of_domains.setdefault(domain, []).append(cut)
     questions = []
     generator = np.random.default_rng(seed)
@@ -80,16 +90,22 @@ def make_questions(
     return questions
 
 
-def _cut(doc_id: str, text: str, tokens: Sequence[int], encoder: DocumentEncoder, settings: Cloze) -> _Cut | None:
-    """Return a document's beginning and what follows; None where it is too short, or has no space where it would be cut."""
-    end_of_context, end = settings.context_tokens, settings.context_tokens + settings.continuation_tokens
-    if len(tokens) < end:
+def _cut(doc_id: str, text: str, first: int, last: int) -> _Cut | None:
+    """Return a document's beginning and what follows, cut before the next space; None where it is too short."""
+    start, end = _next_space(text, first), _next_space(text, last)
+    if start is None or end is None or not text[start:end].strip() or not text[:start].strip():
         return None
-    first = _next_space(text, len(encoder.decode(tokens[:end_of_context])))
-    last = _next_space(text, len(encoder.decode(tokens[:end])))
-    if first is None or last is None or not text[first:last].strip() or not text[:first].strip():
-        return None
-    return _Cut(doc_id, text[:first], text[first:last])
+    return _Cut(doc_id, text[:start], text[start:end])
+
+
+def _fits(cut: _Cut, encoder: DocumentEncoder, settings: Cloze, max_length: int) -> bool:
+    """Whether a cut is about as long as it should be: the next space may be far away."""
+    context, continuation = map(len, encoder.encode([cut.context, cut.continuation]))
+    return (
+        context <= _LONGER * settings.context_tokens
+        and continuation <= _LONGER * settings.continuation_tokens
+        and 1 + context + _LONGER * settings.continuation_tokens <= max_length
+    )
 
 
 def _next_space(text: str, start: int) -> int | None:

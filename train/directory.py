@@ -60,6 +60,19 @@ def whole_directory(target: Path, *, resume: bool = False) -> Iterator[Path]:
 
 
 @contextmanager
+def sole_writer(directory: Path) -> Iterator[None]:
+    """Make a directory, and keep others that ask out of it until the block ends.
+
+    Raises:
+        ConflictError: another process is in it.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    with (directory / LOCK).open("w") as lock:
+        _take(lock, directory)
+        yield
+
+
+@contextmanager
 def whole_file(path: Path) -> Iterator[Path]:
     """Give a path to write to, and rename it to `path` when the block ends without an error; for one writer at a time.
 

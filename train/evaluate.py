@@ -12,21 +12,23 @@ object of plain values; `evaluate_files` draws and `evaluate_cli` shows them. Co
 documents (cached, see `loss_table`), one encoding of every document a prompt length.
 """
 
+import importlib
 import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Final, NamedTuple
+from functools import partial
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 import polars as pl
 import torch
+from transformers import PreTrainedModel
 
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError
-from lmsplit.manifests.layout import domain_index
 from lmsplit.train.answers import Comparison, Documents, compare, ways_to_answer
 from lmsplit.train.campaign import Campaign
-from lmsplit.train.cloze import Question, write_questions
+from lmsplit.train.cloze import write_questions
 from lmsplit.train.cross_loss import (
     break_even,
     by_domain,
@@ -36,14 +38,16 @@ from lmsplit.train.cross_loss import (
     routed_loss,
     specialization,
 )
-from lmsplit.train.directory import whole_file, write_whole
+from lmsplit.train.directory import sole_writer, whole_file, write_whole
+from lmsplit.train.energy import measured_energy
 from lmsplit.train.latency import measure_latency
 from lmsplit.train.layout import DENSE, EVALUATION, EXPERTS, FITTED, MERGED, SEED, Matched
 from lmsplit.train.loss_table import LossTable, Model, measure, trained_models
-from lmsplit.train.mixing import TEMPERATURE, fit_temperature, mixture_weights
+from lmsplit.train.mixing import TEMPERATURE, mixture_weights
 from lmsplit.train.models import load_model
-from lmsplit.train.router import Route, Router, Routing
-from lmsplit.train.routing_accuracy import accuracy, by_likelihood, first_tokens, majority_labels
+from lmsplit.train.routed import Routed, fitted_temperature, routed
+from lmsplit.train.router import Router, Routing
+from lmsplit.train.routing_accuracy import accuracy, by_likelihood, majority_labels
 
 Progress = Callable[[str, int, int], None]
 Integers = npt.NDArray[np.int64]
@@ -51,47 +55,48 @@ Integers = npt.NDArray[np.int64]
 _MIXTURES: Final = (2, 4)
 _SHARES: Final = (0.0, 0.05, 0.1, 0.2, 0.5, 1.0)
 """Of misrouted texts."""
-_FITTED_ON: Final = 50
-"""Training documents of a domain that the temperature is fitted on."""
 _BITS_PER_NAT: Final = 1 / np.log(2)
 
 
-class Routed(NamedTuple):
-    """Where prompts go."""
-
-    domain_N: Integers
-    """Number of the domain; -1 where the encoder finds nothing."""
-    scores_NK: npt.NDArray[np.float64]
-
-
 def evaluate(
-    campaign: Campaign, model: str | None = None, progress: Progress = lambda _stage, _done, _all: None
+    campaign: Campaign,
+    model: str | None = None,
+    *,
+    trust_remote_code: bool = False,
+    progress: Progress = lambda _stage, _done, _all: None,
 ) -> dict[str, Any]:
     """Judge a training.
 
     Args:
         campaign: whose seed and experts are all trained.
         model: directory of the manifest's encoder, where the manifest knows it by its digests alone.
+        trust_remote_code: allow an encoder that needs it to run its own code.
         progress: called with a stage's name, how much of it is done, and how much there is.
 
     Returns:
         What `<output>/evaluation/evaluation.json` holds.
 
     Raises:
-        ConfigurationError: an expert is missing or was trained with another configuration, or a column is.
+        ConfigurationError: an expert is missing or was trained with another configuration, a column or a library is missing.
+        ConflictError: another process is judging the same training.
         LmsplitError: nothing is held out that is longer than a prompt.
     """
-    _check_labels(campaign)
+    with sole_writer(campaign.output / EVALUATION):
+        return _evaluate(campaign, model, trust_remote_code, progress)
+
+
+def _evaluate(campaign: Campaign, encoder: str | None, trust_remote_code: bool, progress: Progress) -> dict[str, Any]:
+    router = Router.open(campaign.output, encoder, trust_remote_code=trust_remote_code, settings=Routing(temperature=TEMPERATURE))
+    _check(campaign)
     models = trained_models(campaign)
     table = measure(campaign, models, lambda done, total: progress("losses", done, total))
-    router = Router.open(campaign.output, model, settings=Routing(temperature=TEMPERATURE))
     settings = campaign.configuration.evaluation
     lengths = sorted({settings.prompt_tokens, *settings.prefix_tokens})
     routes = {}
     for number, length in enumerate(lengths):
-        routes[length] = _routed(router.route(first_tokens(campaign.encoder, table.texts, length)), table.num_experts)
+        routes[length] = routed(router, campaign.encoder.beginnings(table.texts, length), table.domains)
         progress("routes", number + 1, len(lengths))
-    temperature = _fitted(campaign, router, settings.prompt_tokens, table.num_experts)
+    temperature = fitted_temperature(campaign, router, settings.prompt_tokens)
     found: dict[str, Any] = {
         "manifest": campaign.manifest.digest,
         "encoder": campaign.manifest.encoder_name,
@@ -148,7 +153,7 @@ def cross_losses(table: LossTable, routed_N: Integers) -> dict[str, Any]:
     }
 
 
-def answers(campaign: Campaign, table: LossTable, routed: Routed, temperature: float) -> dict[str, Any]:
+def answers(campaign: Campaign, table: LossTable, prompts: Routed, temperature: float) -> dict[str, Any]:
     """Return the loss of every way to answer, with intervals, and how far each is above `routed`; write them by document."""
     documents = Documents(table.tokens_N, table.domain_N, campaign.configuration.evaluation.prompt_tokens)
     judged_N = documents.num_judged()
@@ -157,25 +162,23 @@ def answers(campaign: Campaign, table: LossTable, routed: Routed, temperature: f
             f"no held-out document is longer than the prompt of {documents.prompt} tokens: lower evaluation.prompt_tokens"
         )
     mixtures = {
-        f"mixture of {count}": mixture_weights(routed.scores_NK, temperature, count)
+        f"mixture of {count}": mixture_weights(prompts.scores_NK, temperature, count)
         for count in (*_MIXTURES, table.num_experts)
         if 1 < count <= table.num_experts
     }
-    expert_N = np.maximum(0, routed.domain_N)  # the encoder found nothing in a few: their expert is the seed's stand-in below
+    expert_N = np.maximum(0, prompts.domain_N)
     ways = ways_to_answer(documents, table.of_experts(), table.of_others(), expert_N, mixtures)
-    nowhere_N = routed.domain_N < 0
     for name in ("routed", *mixtures):
-        ways[name] = np.where(nowhere_N, ways["seed"], ways[name])
-    prompts = [len(text.encode()) for text in first_tokens(campaign.encoder, table.texts, documents.prompt)]
-    bytes_N = np.where(judged_N > 0, table.bytes_N - np.array(prompts), 0)
-    _write_documents(campaign, table, routed.domain_N, judged_N, bytes_N, ways)
-    by_token = compare(ways, judged_N, table.domain_N)
-    by_byte = compare(ways, bytes_N, table.domain_N)
-    names = [model.name for model in table.models[1 : 1 + table.num_experts]]
+        ways[name] = np.where(prompts.domain_N < 0, ways[SEED], ways[name])
+    seen_N = np.array([len(text.encode()) for text in campaign.encoder.beginnings(table.texts, documents.prompt)])
+    bytes_N = np.where(judged_N > 0, table.bytes_N - seen_N, 0)
+    _write_documents(campaign, table, prompts.domain_N, judged_N, bytes_N, ways)
+    by_token = compare(ways, judged_N, table.domain_N, table.num_experts, table.groups)
+    by_byte = compare(ways, bytes_N, table.domain_N, table.num_experts, table.groups)
     return {
         "judged_documents": int((judged_N > 0).sum()),
         "judged_tokens": int(judged_N.sum()),
-        "answers": [_answer(name, by_token, by_byte, names) for name in by_token.names],
+        "answers": [_answer(name, by_token, by_byte, table.domains) for name in by_token.names],
         "differences": _differences(by_token),
     }
 
@@ -184,16 +187,20 @@ def routing(campaign: Campaign, table: LossTable, routes: dict[int, Routed]) -> 
     """Return how often prompts are routed to where their documents belong, by length."""
     labels = _labels(campaign, table)
     shares = np.bincount(table.domain_N, minlength=table.num_experts) / len(table.domain_N)
+    groups_N = np.array(table.groups)
     rows = []
-    for length, routed in routes.items():
+    for length, found in routes.items():
         row: dict[str, Any] = {"tokens": length, "shorter_documents": int((table.tokens_N <= length).sum())}
-        row["placement"] = accuracy(routed.domain_N, table.domain_N)
-        row["likelihood"] = accuracy(by_likelihood(table.of_experts(), table.tokens_N, length), table.domain_N)
+        row["placement"] = accuracy(found.domain_N, table.domain_N, groups_N)
+        likeliest_N = by_likelihood(table.of_experts(), table.tokens_N, length)
+        row["likelihood"] = accuracy(likeliest_N, table.domain_N, groups_N)
         row["chance"] = float(shares @ shares)
         if labels is not None:
-            wanted, majority = labels
-            routed_to = np.array([majority[number] if number >= 0 else "" for number in routed.domain_N])
-            row["labels"] = accuracy(routed_to, wanted)
+            wanted_N, majority_K = labels
+            has_N = wanted_N != ""
+            routed_to_N = np.where(found.domain_N < 0, "", majority_K[found.domain_N])
+            row["labels"] = accuracy(routed_to_N[has_N], wanted_N[has_N], groups_N[has_N])
+            row["labels"]["chance"] = float(shares @ [(wanted_N[has_N] == label).mean() for label in majority_K])
         rows.append(row)
     return rows
 
@@ -203,18 +210,22 @@ def latencies(campaign: Campaign, table: LossTable, router: Router) -> list[dict
     settings = campaign.configuration.evaluation
     assert settings.latency is not None
     chosen = np.linspace(0, len(table.texts) - 1, settings.latency.requests).astype(int)
-    prompts = first_tokens(campaign.encoder, [table.texts[place] for place in chosen], settings.prompt_tokens)
+    prompts = campaign.encoder.beginnings([table.texts[place] for place in chosen], settings.prompt_tokens)
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
     models = {SEED: load_model(table.models[0].directory).to(device)}
-    models |= {
-        f"{EXPERTS}/{model.name}": load_model(model.directory).to(device) for model in table.models[1 : 1 + table.num_experts]
-    }
+    for model in table.models[1 : 1 + table.num_experts]:
+        models[f"{EXPERTS}/{model.name}"] = load_model(model.directory).to(device)
 
     def tokenize(prompt: str) -> list[int]:
         """Return what a model sees of a prompt."""
         return [campaign.encoder.begin_id, *campaign.encoder.encode([prompt])[0]]
 
-    ways = {"routed": lambda prompt: models[str(router.route([prompt])[0].expert)], "seed": lambda _prompt: models[SEED]}
+    for model in models.values():  # a model's first answer is slower than its others
+        measure_latency(prompts[:1], tokenize, partial(_always, model), settings.latency.answer_tokens)
+    ways: dict[str, Callable[[str], PreTrainedModel]] = {
+        "routed": lambda prompt: models[str(router.route([prompt])[0].expert)],
+        SEED: partial(_always, models[SEED]),
+    }
     rows = []
     for (name, route), clients in itertools.product(ways.items(), settings.latency.clients):
         measured = measure_latency(
@@ -222,6 +233,10 @@ def latencies(campaign: Campaign, table: LossTable, router: Router) -> list[dict
         )
         rows.append({"way": name, "clients": clients} | measured.to_json())
     return rows
+
+
+def _always(model: PreTrainedModel, _prompt: str) -> PreTrainedModel:
+    return model
 
 
 def _write_documents(
@@ -233,40 +248,15 @@ def _write_documents(
     ways: Mapping[str, npt.NDArray[np.float64]],
 ) -> None:
     """Write what each document contributes: where it is placed and routed, what is judged of it, and nats by way."""
-    names = [each.domain for each in campaign.manifest.domains]
     facts = {
         "doc_id": table.doc_ids,
-        "domain": [names[number] for number in table.domain_N],
-        "routed_to": [names[number] if number >= 0 else None for number in routed_N],
+        "domain": [table.domains[number] for number in table.domain_N],
+        "routed_to": [table.domains[number] if number >= 0 else None for number in routed_N],
         "judged_tokens": judged_N,
         "judged_bytes": bytes_N,
     }
     with whole_file(campaign.output / EVALUATION / "documents.parquet") as partial:
         pl.DataFrame(facts | dict(ways)).write_parquet(partial)
-
-
-def _routed(routes: Sequence[Route], num_domains: int) -> Routed:
-    domains = [-1 if route.domain is None else domain_index(route.domain) for route in routes]
-    scores = [list(route.scores.values()) or [0.0] * num_domains for route in routes]
-    return Routed(np.array(domains, np.int64), np.array(scores, np.float64))
-
-
-def _fitted(campaign: Campaign, router: Router, prompt: int, num_domains: int) -> float:
-    """Return T, fitted on prompts of training documents."""
-    if num_domains == 1:
-        return TEMPERATURE
-    texts, domains = [], []
-    for domain in campaign.manifest.domains:
-        found: list[str] = []
-        for batch in campaign.manifest.documents(domain.domain, "train", ["text"]):
-            found += batch.column("text").to_pylist()
-            if len(found) >= _FITTED_ON:
-                break
-        texts += found[:_FITTED_ON]
-        domains += [domain_index(domain.domain)] * len(found[:_FITTED_ON])
-    routed = _routed(router.route(first_tokens(campaign.encoder, texts, prompt)), num_domains)
-    known_N = routed.domain_N >= 0
-    return fit_temperature(routed.scores_NK[known_N], np.array(domains)[known_N])
 
 
 def _cloze(campaign: Campaign, table: LossTable, router: Router, progress: Progress) -> dict[str, Any]:
@@ -275,26 +265,33 @@ def _cloze(campaign: Campaign, table: LossTable, router: Router, progress: Progr
     settings = campaign.configuration.evaluation.cloze
     assert settings is not None
     path = campaign.output / EVALUATION / "cloze.jsonl"
-    names = [each.domain for each in campaign.manifest.domains]
-    domains = [names[number] for number in table.domain_N]
+    domains = [table.domains[number] for number in table.domain_N]
     documents = list(zip(table.doc_ids, table.texts, domains, strict=True))
-    questions: list[Question] = write_questions(documents, campaign.encoder, settings, campaign.configuration.seed, path)
-    return judge(campaign, table.models, table.num_experts, router, questions, path, progress)
+    questions = write_questions(documents, campaign, settings, path)
+    return judge(campaign, table, router, questions, path, progress)
 
 
-def _labels(campaign: Campaign, table: LossTable) -> tuple[npt.NDArray[np.str_], list[str]] | None:
-    """Return (N,) the label of each document, and the most frequent one of each domain; None where none are asked for."""
+def _labels(campaign: Campaign, table: LossTable) -> tuple[npt.NDArray[np.str_], npt.NDArray[np.str_]] | None:
+    """Return (N,) the label of each document, "" for none, and (K,) the most frequent one of each domain; None: not asked for."""
     column = campaign.configuration.evaluation.labels
     if column is None:
         return None
     rows = campaign.manifest.scan().select("doc_id", "domain", pl.col(column).cast(pl.String).fill_null("").alias("label"))
-    counts = rows.group_by("domain", "label").len().collect()
+    counts = rows.filter(pl.col("label") != "").group_by("domain", "label").len().collect()
     majority = majority_labels(counts["domain"].to_list(), counts["label"].to_list(), counts["len"].to_list())
     wanted = pl.LazyFrame({"doc_id": table.doc_ids}).join(rows, on="doc_id", how="left", maintain_order="left").collect()
-    return wanted["label"].to_numpy(), [majority[each.domain] for each in campaign.manifest.domains]
+    majority_K = np.array([majority.get(name, "") for name in table.domains], dtype=str)
+    return np.array(wanted["label"].to_list(), dtype=str), majority_K
 
 
-def _check_labels(campaign: Campaign) -> None:
+def _check(campaign: Campaign) -> None:
+    """Refuse now what would fail after long work."""
+    settings = campaign.configuration.evaluation
+    if settings.cloze is not None:
+        importlib.import_module("lmsplit.train.harness")
+    if settings.latency is not None:
+        with measured_energy(settings.latency.energy):
+            pass
     column, names = campaign.configuration.evaluation.labels, campaign.manifest.schema.names
     if column is not None and column not in names:
         raise ConfigurationError(f"evaluation.labels: the manifest has no column {column!r}, it has {', '.join(names)}")

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from lmsplit.manifests.configuration import load
-from lmsplit.manifests.options import JsonOption, ModelOption, print_json
+from lmsplit.manifests.options import JsonOption, ModelOption, TrustOption, print_json
 from lmsplit.train.config import Training
 from lmsplit.train.layout import EVALUATION
 from lmsplit.train.libraries import engine, quiet_libraries
@@ -26,6 +26,7 @@ def evaluate(
     config: Annotated[str, typer.Argument(metavar="CONFIG.yaml", help="the training configuration, its experts all trained")],
     overrides: Annotated[list[str] | None, typer.Option("--set", help="a.b=c: override a key; may be repeated")] = None,
     model: ModelOption = None,
+    trust_remote_code: TrustOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Compare the routed experts with every other way to answer, on held-out documents."""
@@ -33,7 +34,7 @@ def evaluate(
     judge, campaigns, files = engine("evaluate"), engine("campaign"), engine("evaluate_files")
     quiet_libraries()
     campaign = campaigns.Campaign.open(configuration)
-    found = judge.evaluate(campaign, model, _report)
+    found = judge.evaluate(campaign, model, trust_remote_code=trust_remote_code, progress=_report)
     directory = campaign.output / EVALUATION
     files.draw(found, directory / "evaluation.svg")
     if as_json:

@@ -109,7 +109,8 @@ def train_expert(campaign: Campaign, domain: Domain, seed: RunRecord) -> RunReco
 def train_dense(campaign: Campaign, matched: Matched, seed: RunRecord) -> RunRecord | None:
     """Continue one copy of the seed on what all experts are trained on, or return its record where that was done before.
 
-    It sees the domains in the ratio of their experts' tokens: with `total`, as many tokens of each domain as its expert does.
+    It sees the domains in the ratio in which the experts see them, rows of other domains included: with `total`, as many tokens
+    of each domain as all experts together do.
 
     Args:
         campaign: what the runs share.
@@ -127,12 +128,23 @@ def train_dense(campaign: Campaign, matched: Matched, seed: RunRecord) -> RunRec
         logger.info("%s is done already", run.directory)
         return record if is_main() else None
     with main_first():
-        tokens = campaign.expert_tokens()
-        shares = [Share(campaign.packed(each, run.where), float(tokens[each.domain])) for each in campaign.manifest.domains]
+        shares = _of_all_experts(campaign, run)
     if _needs_launcher(campaign):
         Workers(campaign).train(["--dense", matched], run.name)
         return read_record(run.directory)
     return run_phase(campaign, run, _continued(campaign, seed), shares)
+
+
+def _of_all_experts(campaign: Campaign, run: Run) -> list[Share]:
+    """Return what all experts are trained on, together."""
+    tokens: dict[str, float] = {}
+    packs = {}
+    for domain in campaign.manifest.domains:
+        for share in _own_and_others(campaign, run, domain):
+            name = share.packed.domain
+            packs[name] = share.packed
+            tokens[name] = tokens.get(name, 0.0) + share.share * campaign.expert_tokens()[domain.domain]
+    return [Share(packs[name], tokens[name]) for name in packs]
 
 
 def _continued(campaign: Campaign, seed: RunRecord) -> Start:

@@ -2,8 +2,8 @@
 
     RoutedModel ─prompt─► Router ─► HFLM of that expert            any task of the harness can be run on it
 
-The harness asks, a request is answered by the model that its context is routed to; each model is loaded once, and is the
-harness's own `HFLM`. Needs the extra `evaluate`. This does *not* choose what is asked.
+The harness asks, a request is answered by the model that its context is routed to; each expert is loaded when it is first
+asked, and is the harness's own `HFLM`. Needs the extra `evaluate`. This does *not* choose what is asked.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -12,15 +12,16 @@ from typing import Any, Final
 
 import numpy as np
 import torch
+from transformers import PreTrainedModel
 
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.train.answers import DRAWS, INTERVAL
+from lmsplit.train.answers import compare
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.cloze import Question
-from lmsplit.train.layout import EXPERTS
-from lmsplit.train.loss_table import Model
+from lmsplit.train.loss_table import LossTable
 from lmsplit.train.models import load_model
 from lmsplit.train.router import Router
+from lmsplit.train.text_losses import document_losses
 from lmsplit.train.tokenizer import DocumentEncoder
 
 try:
@@ -35,8 +36,11 @@ except ModuleNotFoundError as error:
     ) from error
 
 _BATCH: Final = 16
+_METRIC: Final = "acc_bytes"
+"""Accuracy by log-likelihood per byte."""
 
 Choose = Callable[[Sequence[str]], list[str]]
+Progress = Callable[[str, int, int], None]
 
 
 class RoutedModel(LM):
@@ -108,6 +112,47 @@ def by_router(router: Router) -> Choose:
     return choose
 
 
+class _Model(HFLM):
+    """One model, which sees texts as in training: the begin token first, and no special token for what only looks like one."""
+
+    def __init__(self, model: PreTrainedModel, encoder: DocumentEncoder, max_length: int) -> None:
+        super().__init__(
+            pretrained=model,
+            tokenizer=encoder.tokenizer,
+            max_length=max_length,
+            batch_size=_BATCH,
+            device=str(model.device),
+            prefix_token_id=encoder.begin_id,
+        )
+        self._encoder = encoder
+
+    def tok_encode(
+        self, string: str, add_special_tokens: bool | None = None, left_truncate_len: int | None = None, **_keys: Any
+    ) -> list[int]:
+        """Return a text's tokens after the begin token."""
+        begin = [] if add_special_tokens is False else [self._encoder.begin_id]
+        return [*begin, *self._encoder.encode([string])[0]][-(left_truncate_len or 0) :]
+
+    def tok_batch_encode(
+        self, strings: list[str], padding_side: str = "left", left_truncate_len: int | None = None, **_keys: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the tokens of several texts, padded to one length, and which are theirs."""
+        rows = [self.tok_encode(string, left_truncate_len=left_truncate_len) for string in strings]
+        longest = max(map(len, rows))
+        ids = torch.full((len(rows), longest), self._encoder.end_id)
+        mask = torch.zeros(len(rows), longest, dtype=torch.long)
+        for number, row in enumerate(rows):
+            place = slice(longest - len(row), None) if padding_side == "left" else slice(len(row))
+            ids[number, place], mask[number, place] = torch.tensor(row), 1
+        return ids, mask
+
+    def loglikelihood_rolling(self, requests: list[Instance], disable_tqdm: bool = False) -> list[float]:  # noqa: ARG002
+        """Return the log-likelihood of each text."""
+        texts = [str(request.args[0]) for request in requests]
+        found = document_losses(self.model, self._encoder, [texts], self.max_length)
+        return [-nats for nats in found.nats_N.tolist()]
+
+
 def open_model(directory: Path, encoder: DocumentEncoder, max_length: int) -> HFLM:
     """Open one model as the harness's.
 
@@ -117,60 +162,47 @@ def open_model(directory: Path, encoder: DocumentEncoder, max_length: int) -> HF
         max_length: tokens that it sees at once.
     """
     device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    return HFLM(
-        pretrained=load_model(directory).to(device),
-        tokenizer=encoder.tokenizer,
-        max_length=max_length,
-        batch_size=_BATCH,
-        device=str(device),
-        prefix_token_id=encoder.begin_id,
-        add_bos_token=True,
-    )
+    return _Model(load_model(directory).to(device), encoder, max_length)
 
 
 def judge(
-    campaign: Campaign,
-    models: Sequence[Model],
-    num_experts: int,
-    router: Router,
-    questions: Sequence[Question],
-    path: Path,
-    progress: Callable[[str, int, int], None],
+    campaign: Campaign, table: LossTable, router: Router, questions: Sequence[Question], path: Path, progress: Progress
 ) -> dict[str, Any]:
     """Ask the routed experts, each document's own expert and every other model the cloze questions.
 
     Args:
         campaign: the tokenizer, the output.
-        models: the seed, then the experts, then the others.
-        num_experts: K.
+        table: names the models, and the group of each document.
         router: routes the contexts.
         questions: what is asked.
         path: their JSON lines.
-        progress: called with `cloze`, how many models were asked, and how many there are.
+        progress: called with `cloze`, how many ways to answer were asked, and how many there are.
 
     Returns:
         `questions`, `chance`, `domains` {domain: questions}, and for each way to answer its `accuracy` (by the log-likelihood per
-        byte of each choice, a mean over domains that count alike) with the 95 % interval over questions, and by domain.
+        byte of each choice, a mean over domains that count alike) with its 95 % interval, how far it is above `routed`, and by
+        domain.
     """
     if not questions:
         return {"questions": 0, "answers": []}
-    domains = sorted({each.domain for each in questions})
-    tasks = [_task(domain, path) for domain in domains]
-    counts = {domain: sum(each.domain == domain for each in questions) for domain in domains}
-    max_length = campaign.packing.max_length
-    own = {each.context: f"{EXPERTS}/{each.domain}" for each in questions}
-    choices = {"routed": by_router(router), "own domain": lambda contexts: [own[context] for context in contexts]}
-    asked = {name: RoutedModel(campaign.output, choose, campaign.encoder, max_length) for name, choose in choices.items()}
-    correct: dict[str, dict[str, list[bool]]] = {}
-    others = [model for number, model in enumerate(models) if number == 0 or number > num_experts]
-    total = len(asked) + len(others)
-    for name, model in asked.items():
-        correct[name] = _ask(model, tasks, domains)
-        progress("cloze", len(correct), total)
-    for other in others:
-        correct[other.name] = _ask(open_model(other.directory, campaign.encoder, max_length), tasks, domains)
-        progress("cloze", len(correct), total)
-    answers = _answers(correct, domains)
+    counts = {name: sum(each.domain == name for each in questions) for name in table.domains}
+    tasks = {name: _task(name, path) for name, count in counts.items() if count}
+    size = campaign.packing.max_length
+    of_experts = {model.name: model.directory for model in table.models[1 : 1 + table.num_experts]}
+    others = {model.name: model.directory for model in table.models if model.name not in of_experts}
+    total = 2 + len(others)
+    right = {"routed": _ask(RoutedModel(campaign.output, by_router(router), campaign.encoder, size), tasks)}
+    progress("cloze", 1, total)
+    right["own domain"] = {
+        doc_id: answer
+        for name, task in tasks.items()
+        for doc_id, answer in _ask(open_model(of_experts[name], campaign.encoder, size), {name: task}).items()
+    }
+    progress("cloze", 2, total)
+    for name, directory in others.items():
+        right[name] = _ask(open_model(directory, campaign.encoder, size), tasks)
+        progress("cloze", len(right), total)
+    answers = _answers(right, questions, table)
     return {"questions": len(questions), "chance": 1 / len(questions[0].choices), "domains": counts, "answers": answers}
 
 
@@ -187,52 +219,49 @@ def _task(domain: str, path: Path) -> dict[str, Any]:
         "doc_to_choice": "{{choices}}",
         "doc_to_target": "{{answer}}",
         "target_delimiter": "",
-        "metric_list": [{"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True}],
+        "metric_list": [{"metric": _METRIC, "aggregation": "mean", "higher_is_better": True}],
         "metadata": {"version": 1.0},
     }
 
 
-def _ask(model: LM, tasks: Sequence[Mapping[str, Any]], domains: Sequence[str]) -> dict[str, list[bool]]:
-    """Return whether each question was answered right, by domain."""
+def _ask(model: LM, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
+    """Return whether the question of each document was answered right, by the document's id."""
     results = simple_evaluate(
-        model=model, tasks=[dict(task) for task in tasks], bootstrap_iters=0, log_samples=True, task_manager=TaskManager()
+        model=model,
+        tasks=[dict(task) for task in tasks.values()],
+        bootstrap_iters=0,
+        log_samples=True,
+        task_manager=TaskManager(),
     )
     assert results is not None
-    samples = results["samples"]
-    return {domain: [bool(each["acc_norm"]) for each in _in_order(samples[f"cloze_{domain}"])] for domain in domains}
+    return {sample["doc"]["doc_id"]: bool(sample[_METRIC]) for each in results["samples"].values() for sample in each}
 
 
-def _in_order(samples: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    return sorted(samples, key=lambda each: each["doc_id"])
-
-
-def _answers(correct: Mapping[str, Mapping[str, Sequence[bool]]], domains: Sequence[str]) -> list[dict[str, Any]]:
-    """Return each way's accuracy and how far it is above `routed`, with intervals; the same questions are drawn for all."""
-    generator = np.random.default_rng(0)
-    names = list(correct)
-    draws, means = [], []
-    for domain in domains:
-        right_WQ = np.array([correct[name][domain] for name in names], float)
-        size = right_WQ.shape[1]
-        counts_BQ = generator.multinomial(size, np.full(size, 1 / size), size=DRAWS)
-        draws.append(counts_BQ @ right_WQ.T / size)
-        means.append(right_WQ.mean(axis=1))
-    draws_BW, mean_WJ = np.mean(draws, axis=0), np.stack(means, axis=1)
-    tails = [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2]
+def _answers(right: Mapping[str, Mapping[str, bool]], questions: Sequence[Question], table: LossTable) -> list[dict[str, Any]]:
+    """Return each way's accuracy and how far it is above `routed`, with intervals."""
+    groups = dict(zip(table.doc_ids, table.groups, strict=True))
+    found = compare(
+        {name: [answers[each.doc_id] for each in questions] for name, answers in right.items()},
+        np.ones(len(questions)),
+        np.array([table.domains.index(each.domain) for each in questions]),
+        table.num_experts,
+        [groups[each.doc_id] for each in questions],
+    )
     rows = []
-    for number, name in enumerate(names):
-        low, high = np.quantile(draws_BW[:, number], tails)
-        below, above = np.quantile(draws_BW[:, number] - draws_BW[:, names.index("routed")], tails)
+    for number, name in enumerate(found.names):
+        low, high = found.interval(name)
+        above, above_low, above_high = found.difference(name, "routed")
+        of_domains = zip(table.domains, found.loss_WJ[number].tolist(), strict=True)
         rows.append(
             {
                 "way": name,
-                "accuracy": float(mean_WJ[number].mean()),
-                "low": float(low),
-                "high": float(high),
-                "above_routed": float(mean_WJ[number].mean() - mean_WJ[names.index("routed")].mean()),
-                "above_routed_low": float(below),
-                "above_routed_high": float(above),
-                "domains": dict(zip(domains, mean_WJ[number].tolist(), strict=True)),
+                "accuracy": found.loss(name),
+                "low": low,
+                "high": high,
+                "above_routed": above,
+                "above_routed_low": above_low,
+                "above_routed_high": above_high,
+                "domains": {domain: value for domain, value in of_domains if not np.isnan(value)},
             }
         )
     return rows

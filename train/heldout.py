@@ -5,7 +5,7 @@ the same ones. This does *not* decide what a loss is (see `text_losses`).
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,8 @@ class HeldOut:
         return evaluate_texts(model, self._encoder, self._texts(domain), self._max_length)
 
     def documents(self) -> pl.DataFrame:
-        """Return all documents that are measured: doc_id, text, domain."""
-        columns = ["doc_id", "text", "domain"]
+        """Return all documents that are measured: doc_id, text, domain, group."""
+        columns = ["doc_id", "text", "domain", "group"]
         batches = [batch for domain in self.num_documents() for batch in self._batches(domain, columns)]
         schema = pa.schema([self._manifest.schema.field(name) for name in columns])
         return pl.DataFrame(pa.Table.from_batches(batches, schema))
@@ -80,13 +80,27 @@ class HeldOut:
             yield batch.column("text").to_pylist()
 
     def _batches(self, domain: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
-        total, wanted = self._manifest.domain(domain).splits["heldout"], self.num_documents()[domain]
-        chosen = set((np.arange(wanted) * total // max(1, wanted)).tolist())
-        position = 0
-        for batch in self._manifest.documents(domain=domain, split="heldout", columns=columns):
-            places = [index for index in range(batch.num_rows) if position + index in chosen]
-            position += batch.num_rows
-            yield batch.take(pa.array(places, pa.int64()))
+        yield from evenly_chosen(self._manifest, domain, "heldout", self.num_documents()[domain], columns)
+
+
+def evenly_chosen(manifest: Manifest, domain: str, split: str, wanted: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+    """Yield documents of a domain that are evenly chosen: the same ones every time.
+
+    Args:
+        manifest: where they are.
+        domain: its name.
+        split: of which split.
+        wanted: how many; all of them where there are fewer.
+        columns: of each.
+    """
+    total = manifest.domain(domain).splits[split]
+    wanted = min(wanted, total)
+    chosen = set((np.arange(wanted) * total // max(1, wanted)).tolist())
+    position = 0
+    for batch in manifest.documents(domain=domain, split=split, columns=columns):
+        places = [index for index in range(batch.num_rows) if position + index in chosen]
+        position += batch.num_rows
+        yield batch.take(pa.array(places, pa.int64()))
 
 
 class HeldOutCallback(TrainerCallback):

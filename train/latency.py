@@ -12,7 +12,6 @@ This does *not* judge the answers.
 Shapes: R requests; T tokens.
 """
 
-import itertools
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -81,7 +80,7 @@ def measure_latency(
 
     Args:
         prompts: each is answered once; taken by the clients in turn.
-        tokenize: returns a prompt's ids, at least one.
+        tokenize: returns a prompt's ids, at least one; part of the time to the first token too.
         route: names the model; what it takes is part of the time to the first token.
         answer_tokens: T, at least 1.
         num_clients: requests at a time.
@@ -90,14 +89,10 @@ def measure_latency(
     Raises:
         ConfigurationError: energy is asked for and codecarbon is not installed.
     """
-    ids = [tokenize(prompt) for prompt in prompts]
-    for prompt, tokens in itertools.islice(zip(prompts, ids, strict=True), _WARM_UP):
-        _answer(prompt, tokens, route, answer_tokens)
+    for prompt in prompts[:_WARM_UP]:
+        _answer(prompt, tokenize, route, answer_tokens)
     with measured_energy(energy) as used, ThreadPoolExecutor(num_clients) as clients:
-        jobs = [
-            clients.submit(_answer, prompt, tokens, route, answer_tokens) for prompt, tokens in zip(prompts, ids, strict=True)
-        ]
-        requests = tuple(job.result() for job in jobs)
+        requests = tuple(clients.map(lambda prompt: _answer(prompt, tokenize, route, answer_tokens), prompts))
     return Latency(requests, used.kwh)
 
 
@@ -124,13 +119,13 @@ class _Clock(BaseStreamer):
         """Take no more."""
 
 
-def _answer(prompt: str, ids: Sequence[int], route: Route, answer_tokens: int) -> Request:
+def _answer(prompt: str, tokenize: Callable[[str], list[int]], route: Route, answer_tokens: int) -> Request:
     started = time.perf_counter()
     model = route(prompt)
     routed = time.perf_counter()
     clock = _Clock()
     model.generate(
-        torch.tensor([list(ids)], device=model.device),
+        torch.tensor([tokenize(prompt)], device=model.device),
         max_new_tokens=answer_tokens,
         min_new_tokens=answer_tokens,
         do_sample=False,

@@ -19,9 +19,7 @@ def engine(name: str) -> ModuleType:
     try:
         return importlib.import_module(f"lmsplit.train.{name}")
     except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"lmsplit train needs {error.name}, which is not installed: pip install 'lmsplit[train]'"
-        ) from error
+        raise ConfigurationError(f"this needs {error.name}, which is not installed: pip install 'lmsplit[train]'") from error
 
 
 def quiet_libraries() -> None:

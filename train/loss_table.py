@@ -5,7 +5,7 @@ seed, experts, merged, dense ─token_losses─► (M, T) nats ─► cross-loss
 ```
 
 A model that was measured stays in `<output>/evaluation/losses/`, so that the same command goes on with the next one. Cost: one
-forward pass a model and token; memory: 4 bytes a model and token. This does *not* judge: see `answers` and `evaluate`.
+forward pass a model and token; memory: 4 bytes a model and token, twice while it is read. This does *not* judge: see `answers`.
 
 Shapes: M models, the seed first, then K experts; N documents; T tokens of all of them.
 """
@@ -21,7 +21,6 @@ import numpy.typing as npt
 import torch
 
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError
-from lmsplit.manifests.layout import domain_index
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.directory import whole_file
 from lmsplit.train.experts import seed_record
@@ -57,9 +56,16 @@ class LossTable(NamedTuple):
     """Of each document."""
     bytes_N: npt.NDArray[np.int64]
     domain_N: npt.NDArray[np.int64]
-    """Number of the domain that the manifest has each document in."""
+    """Number, among the manifest's domains, of the one that it has each document in."""
+    groups: tuple[str, ...]
+    """What each document has in common with others; its own id where there is none."""
     doc_ids: tuple[str, ...]
     texts: tuple[str, ...]
+
+    @property
+    def domains(self) -> tuple[str, ...]:
+        """The domains' names."""
+        return tuple(model.name for model in self.models[1 : 1 + self.num_experts])
 
     def of_experts(self) -> npt.NDArray[np.float32]:
         """Return (K, T) the experts' losses."""
@@ -128,6 +134,7 @@ def measure(
     digest = hashlib.sha256(json.dumps(content).encode()).hexdigest()
     directory = campaign.output / EVALUATION / _LOSSES
     directory.mkdir(parents=True, exist_ok=True)
+    names = [domain.domain for domain in campaign.manifest.domains]
     rows = []
     for number, model in enumerate(models):
         path = directory / f"{model.name}-{model.record.weights_sha256[:16]}-{digest[:16]}.npz"
@@ -143,7 +150,8 @@ def measure(
         nats_MT=np.stack(rows),
         tokens_N=tokens_N,
         bytes_N=bytes_N,
-        domain_N=np.array([domain_index(name) for name in documents["domain"]], np.int64),
+        domain_N=np.array([names.index(name) for name in documents["domain"]], np.int64),
+        groups=tuple(documents["group"].fill_null(documents["doc_id"]).to_list()),
         doc_ids=tuple(documents["doc_id"].to_list()),
         texts=tuple(texts),
     )

@@ -11,23 +11,10 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import binomtest
 
-from lmsplit.train.answers import Documents
-from lmsplit.train.tokenizer import DocumentEncoder
+from lmsplit.train.answers import Documents, compare
 
 Integers = npt.NDArray[np.int64]
-
-
-def first_tokens(encoder: DocumentEncoder, texts: Sequence[str], length: int) -> list[str]:
-    """Return the text of each text's first so many tokens.
-
-    Args:
-        encoder: whose tokens.
-        texts: whole texts.
-        length: tokens, at least 1.
-    """
-    return [encoder.decode(ids[:length]) for ids in encoder.encode(texts)]
 
 
 def by_likelihood(experts_KT: npt.NDArray[np.float32], tokens_N: Integers, length: int) -> Integers:
@@ -36,22 +23,24 @@ def by_likelihood(experts_KT: npt.NDArray[np.float32], tokens_N: Integers, lengt
     return np.asarray(prompts.prompt_nats(experts_KT).argmin(axis=0))
 
 
-def accuracy(routed_N: npt.NDArray[Any], wanted_N: npt.NDArray[Any]) -> dict[str, Any]:
+def accuracy(routed_N: npt.NDArray[Any], wanted_N: npt.NDArray[Any], group_N: npt.ArrayLike | None = None) -> dict[str, Any]:
     """Return the share of the prompts that are routed to where they belong.
 
     Args:
         routed_N: domain, or what stands for it.
         wanted_N: where it belongs.
+        group_N: of each document: see `answers.compare`.
 
     Returns:
-        `accuracy`, and `low` and `high` of its 95 % interval (Wilson's).
+        `accuracy`, and `low` and `high` of its 95 % interval, groups drawn with replacement.
 
     >>> accuracy(np.array([0, 1, 1, 2]), np.array([0, 1, 2, 2]))["accuracy"]
     0.75
     """
-    found = binomtest(int((routed_N == wanted_N).sum()), len(wanted_N))
-    interval = found.proportion_ci(0.95, method="wilson")
-    return {"accuracy": found.statistic, "low": float(interval.low), "high": float(interval.high)}
+    alike_N = np.zeros(len(wanted_N), np.int64)
+    found = compare({"right": routed_N == wanted_N}, np.ones(len(wanted_N)), alike_N, 1, group_N)
+    low, high = found.interval("right")
+    return {"accuracy": found.loss("right"), "low": low, "high": high}
 
 
 def majority_labels(domains: Sequence[str], labels: Sequence[str], counts: Sequence[int]) -> dict[str, str]:

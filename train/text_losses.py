@@ -102,9 +102,12 @@ def sums_of_documents(values_T: npt.NDArray[np.float32], tokens_N: npt.NDArray[n
     >>> sums_of_documents(np.array([1, 2, 4], np.float32), np.array([2, 0, 1]))
     array([3., 0., 4.])
     """
-    ends_N = np.cumsum(tokens_N)
-    totals = np.concatenate([np.zeros((*values_T.shape[:-1], 1)), np.cumsum(values_T, axis=-1, dtype=np.float64)], axis=-1)
-    return np.asarray(totals[..., ends_N] - totals[..., ends_N - tokens_N])
+    sums = np.zeros((*values_T.shape[:-1], len(tokens_N)))
+    has_tokens_N = tokens_N > 0
+    starts_N = np.cumsum(tokens_N) - tokens_N
+    if has_tokens_N.any():
+        sums[..., has_tokens_N] = np.add.reduceat(values_T, starts_N[has_tokens_N], axis=-1, dtype=np.float64)
+    return sums
 
 
 def token_losses(

@@ -58,6 +58,10 @@ class DocumentEncoder:
         """Return the token ids of each text: all of them, and no special token."""
         return self._plain.encode(texts)
 
+    def beginnings(self, texts: Sequence[str], length: int) -> list[str]:
+        """Return each text up to the end of its token number `length`, at least 1; a character that it is part of is whole."""
+        return self._plain.beginnings(texts, length)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text of token ids that `encode` gave."""
         return str(self._plain.backend.decode(list(ids), skip_special_tokens=False))

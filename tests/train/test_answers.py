@@ -40,18 +40,18 @@ def test_each_way_is_what_it_says() -> None:
 
 
 def test_domains_count_alike_and_documents_without_tokens_do_not() -> None:
-    found = compare({"a": np.array([6.0, 0.0, 1.0]), "b": np.array([2.0, 0.0, 3.0])}, np.array([2, 0, 1]), DOMAIN)
+    found = compare({"a": np.array([6.0, 0.0, 1.0]), "b": np.array([2.0, 0.0, 3.0])}, np.array([2, 0, 1]), DOMAIN, 2)
     assert found.loss("a") == (6 / 2 + 1 / 1) / 2
     assert found.loss_WJ.tolist() == [[3, 1], [1, 3]]
     assert found.difference("a", "b") == (0.0, 0.0, 0.0)  # one document a domain: every draw is the same
     with pytest.raises(ValueError, match="no document has anything to judge"):
-        compare({"a": np.zeros(3)}, np.zeros(3, int), DOMAIN)
+        compare({"a": np.zeros(3)}, np.zeros(3, int), DOMAIN, 2)
 
 
 def test_a_domain_without_tokens_has_no_loss() -> None:
-    found = compare({"a": np.array([6.0, 2.0])}, np.array([2, 0]), np.array([0, 1]))
+    found = compare({"a": np.array([6.0, 2.0])}, np.array([2, 0]), np.array([0, 1]), 3)
     assert found.loss("a") == 3.0
-    assert np.isnan(found.loss_WJ[0, 1])
+    assert np.isnan(found.loss_WJ[0, 1:]).all()
 
 
 def test_intervals_are_those_of_drawing_documents_one_by_one() -> None:
@@ -59,7 +59,7 @@ def test_intervals_are_those_of_drawing_documents_one_by_one() -> None:
     domain_N = np.repeat([0, 1, 2], 40)
     units_N = generator.integers(1, 50, 120)
     ways = {"a": generator.gamma(2, 1, 120) * units_N, "b": generator.gamma(2, 1.2, 120) * units_N}
-    found = compare(ways, units_N, domain_N, draws=4000)
+    found = compare(ways, units_N, domain_N, 3, draws=4000)
     differences = []
     for _ in range(4000):
         losses = {name: [] for name in ways}
@@ -71,6 +71,18 @@ def test_intervals_are_those_of_drawing_documents_one_by_one() -> None:
     _, low, high = found.difference("a", "b")
     assert [low, high] == pytest.approx(np.quantile(differences, [0.025, 0.975]), abs=0.05)
     assert low < found.difference("a", "b")[0] < high
+
+
+def test_groups_are_drawn_whole() -> None:
+    generator = np.random.default_rng(2)
+    group_N = np.repeat(np.arange(25), 8)
+    covered = 0
+    for _ in range(100):
+        values_N = generator.normal(0, 2, 25)[group_N] + generator.normal(0, 1, 200)
+        found = compare({"a": values_N}, np.ones(200), np.zeros(200, int), 1, group_N, draws=300)
+        low, high = found.interval("a")
+        covered += low <= 0 <= high
+    assert covered >= 85  # of single documents it would be about 54
 
 
 @given(st.integers(1, 5), st.integers(1, 6), st.integers(0, 8), st.randoms(use_true_random=False))

@@ -2,11 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lmsplit.train.cloze import make_questions
 from lmsplit.train.config import Cloze
@@ -30,7 +33,7 @@ def documents(count: int, domain: str = "d00000") -> list[tuple[str, str, str]]:
 
 def test_a_choice_is_the_documents_own_and_others_are_of_its_domain() -> None:
     given = [*documents(5), *documents(4, "d00001")]
-    found = make_questions(given, ENCODER, LENGTHS, 0)
+    found = make_questions(given, ENCODER, LENGTHS, 64, 0)
     texts = {doc_id: (text, domain) for doc_id, text, domain in given}
     assert len(found) == len(given)
     for each in found:
@@ -45,40 +48,85 @@ def test_a_choice_is_the_documents_own_and_others_are_of_its_domain() -> None:
 
 
 def test_the_seed_decides() -> None:
-    assert make_questions(documents(6), ENCODER, LENGTHS, 1) == make_questions(documents(6), ENCODER, LENGTHS, 1)
-    assert make_questions(documents(6), ENCODER, LENGTHS, 1) != make_questions(documents(6), ENCODER, LENGTHS, 2)
+    assert make_questions(documents(6), ENCODER, LENGTHS, 64, 1) == make_questions(documents(6), ENCODER, LENGTHS, 64, 1)
+    assert make_questions(documents(6), ENCODER, LENGTHS, 64, 1) != make_questions(documents(6), ENCODER, LENGTHS, 64, 2)
 
 
 def test_what_cannot_be_asked_is_left_out() -> None:
-    assert make_questions(documents(2), ENCODER, LENGTHS, 0) == []  # too few to choose from
-    assert make_questions([("a", "short", "d00000"), *documents(2)], ENCODER, LENGTHS, 0) == []
+    assert make_questions(documents(2), ENCODER, LENGTHS, 64, 0) == []  # too few to choose from
+    assert make_questions([("a", "short", "d00000"), *documents(2)], ENCODER, LENGTHS, 64, 0) == []
     unbroken = [(f"{number}", f"{number}" + "x" * 200, "d00000") for number in range(5)]
-    assert make_questions(unbroken, ENCODER, LENGTHS, 0) == []
+    assert make_questions(unbroken, ENCODER, LENGTHS, 64, 0) == []
     alike = [(f"{number}", documents(1)[0][1], "d00000") for number in range(5)]
-    assert make_questions(alike, ENCODER, LENGTHS, 0) == []  # all continuations are right
+    assert make_questions(alike, ENCODER, LENGTHS, 64, 0) == []  # all continuations are right
+
+
+def test_a_choice_without_an_end_is_left_out() -> None:
+    texts = [f"a{number} b c d e f g h " + "x" * 300 + " end of it" for number in range(5)]
+    named = [(f"{number}", text, "d00000") for number, text in enumerate(texts)]
+    assert make_questions(named, ENCODER, LENGTHS, 512, 0) == []
+    assert make_questions(documents(5), ENCODER, LENGTHS, 12, 0) == []  # more than a model sees at once
+
+
+class Asked(NamedTuple):
+    """What the harness asks: a stand-in for its `Instance`, which needs a whole task."""
+
+    args: tuple[str, ...]
+
+
+def gpt2_like() -> DocumentEncoder:
+    """A tokenizer with one special token, which it puts nowhere by itself."""
+    backend = Tokenizer(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<|endoftext|>"], initial_alphabet=alphabet)
+    backend.train_from_iterator(["a few words"], trainer=trainer)
+    end = "<|endoftext|>"
+    return DocumentEncoder(PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=end, eos_token=end, pad_token=end))
+
+
+def test_the_harness_sees_texts_as_training_does(tmp_path: Path) -> None:
+    from lmsplit.train.harness import open_model
+
+    encoder = gpt2_like()
+    sizes = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = LlamaForCausalLM(LlamaConfig(vocab_size=len(encoder.tokenizer), initializer_range=0.5, **sizes)).eval()
+    model.save_pretrained(tmp_path)
+    opened = open_model(tmp_path, encoder, 32)
+    context, continuation = "a few <|endoftext|>", " words"
+    found, _ = opened.loglikelihood([Asked((context, continuation))], disable_tqdm=True)[0]
+    both, before = encoder.encode([context + continuation, context])
+    with torch.no_grad():
+        log_p = torch.log_softmax(model(input_ids=torch.tensor([[encoder.begin_id, *both]])).logits[0].double(), -1)
+    assert found == pytest.approx(sum(float(log_p[place, both[place]]) for place in range(len(before), len(both))), rel=1e-5)
+    rolling = opened.loglikelihood_rolling([Asked((context,))])[0]
+    assert rolling == pytest.approx(sum(float(log_p[place, token]) for place, token in enumerate(before)), rel=1e-5)
+    ids, mask = opened.tok_batch_encode(["a few words", "a"])
+    assert ids[1][mask[1].bool()].tolist() == [encoder.begin_id, *encoder.encode(["a"])[0]]
+    assert mask.sum(dim=1).tolist() == [len(encoder.encode([text])[0]) + 1 for text in ("a few words", "a")]
 
 
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.text(), min_size=3, max_size=6))
 def test_any_text_is_cut_where_it_stays_whole(texts: list[str]) -> None:
-    for each in make_questions(
-        [(str(n), text, "d00000") for n, text in enumerate(texts)],
-        ENCODER,
-        Cloze(context_tokens=2, continuation_tokens=2, choices=2),
-        0,
-    ):
+    named = [(str(number), text, "d00000") for number, text in enumerate(texts)]
+    for each in make_questions(named, ENCODER, Cloze(context_tokens=2, continuation_tokens=2, choices=2), 64, 0):
         assert texts[int(each.doc_id)].startswith(each.context + each.choices[each.answer])
 
 
 @torch.no_grad()
 def best_choice(model, encoder: DocumentEncoder, context: str, choices: list[str]) -> int:
-    """The choice with the highest log-likelihood per character, one at a time."""
+    """The choice with the highest log-likelihood per byte, one at a time."""
     scores = []
     for choice in choices:
         before, both = encoder.encode([context, context + choice])
         sequence = [encoder.begin_id, *both]
         log_p = torch.log_softmax(model(input_ids=torch.tensor([sequence])).logits[0].double(), -1)
-        scores.append(sum(float(log_p[place, sequence[place + 1]]) for place in range(len(before), len(both))) / len(choice))
+        scores.append(
+            sum(float(log_p[place, sequence[place + 1]]) for place in range(len(before), len(both))) / len(choice.encode())
+        )
     return max(range(len(choices)), key=scores.__getitem__)
 
 

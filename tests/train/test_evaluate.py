@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from lmsplit.manifests.reader import Manifest
+from lmsplit.train.directory import sole_writer
 from lmsplit.train.models import load_model
 from lmsplit.train.router import Router, Routing
 from lmsplit.train.tokenizer import DocumentEncoder, open_tokenizer
@@ -202,6 +203,31 @@ def test_bad_settings_are_clear_errors(trained: Path, lmsplit: Command, setting:
     result = lmsplit("evaluate", str(trained), "--set", setting)
     assert result.code in (1, 2)
     assert message in result.err
+
+
+def test_a_part_of_the_domains_is_judged_alone(tmp_path: Path, licensed_manifest: Path, lmsplit: Command) -> None:
+    part = tmp_path / "part"
+    chosen = ("--domain", "d00000", "--domain", "d00002")
+    assert lmsplit("export", str(licensed_manifest), "--to", "manifest", *chosen, "-o", str(part)).code == 0
+    evaluation = EVALUATION | {"latency": {"requests": 3, "answer_tokens": 2}}
+    path = write_configuration(tmp_path, part, evaluation=evaluation)
+    assert lmsplit("train", str(path), "--all").code == 0
+    result = lmsplit("evaluate", str(path), "--json")
+    assert result.code == 0, result.err
+    found = json.loads(result.out)
+    assert [each["domain"] for each in found["domains"]] == ["d00000", "d00002"]
+    assert np.array(found["cross_loss"]["nats_per_token"]).shape == (2, 2)
+    assert all(set(row["domains"]) == {"d00000", "d00002"} for row in found["answers"])
+    documents = pl.read_parquet(tmp_path / "out" / "evaluation" / "documents.parquet")
+    elsewhere = documents.filter(pl.col("routed_to").is_null())
+    assert (elsewhere["routed"] == elsewhere["seed"]).all()
+
+
+def test_one_at_a_time(trained: Path, lmsplit: Command) -> None:
+    with sole_writer(trained.parent / "out" / "evaluation"):
+        result = lmsplit("evaluate", str(trained))
+    assert result.code == 4
+    assert "is being built by another process" in result.err
 
 
 def test_other_baselines_are_refused_or_named(tmp_path: Path, licensed_manifest: Path, lmsplit: Command) -> None:
