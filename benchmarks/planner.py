@@ -1,7 +1,8 @@
 """Does a plan made from small runs hold on real text?
 
-The corpora in twelve domains (`lexical`), a tokenizer of 2,048 tokens, rows of 256. A ladder of small models, as `lmsplit plan
---ladder --run` makes it, gives the runs; the law is chosen and fitted on them.
+The corpora in twelve domains (`lexical`), a tokenizer of 1,024 tokens, steps of 4 rows of 256. A ladder of small models, as `lmsplit plan
+--ladder --run` makes it, gives the runs; the law is chosen and fitted on them,
+for all domains together or for each by itself.
 
 - `interpolating`: mean |predicted − measured| ÷ measured over runs that the fit did not see, a fifth of the trunks of experts at
   a time. `at 4×`: the same where the runs of more than a quarter of the dearest run's compute are left out, over these;
@@ -14,6 +15,7 @@ Goes on where it was cut off. Takes about 2 hours on one core.
 """
 
 import argparse
+import itertools
 import json
 import sys
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ from lmsplit.train.presets import preset_near
 from lmsplit.train.runs import Runs, read_runs
 from lmsplit.train.scaling import LAWS
 from lmsplit.train.scaling_choice import choose
-from lmsplit.train.scaling_fit import fit
+from lmsplit.train.scaling_domains import KINDS, OwnFits
 
 DOMAINS: Final = 12
 VOCABULARY: Final = 1024
@@ -93,15 +95,15 @@ def without(runs: Runs, left_out: Any) -> Runs:
     return Runs(runs.points.take(~left_out), runs.loss_R[~left_out], runs.domains)
 
 
-def error(law: str, runs: Runs, left_out: Any) -> float:
+def error(law: str, by_domain: bool, runs: Runs, left_out: Any) -> float:
     """Return the mean relative error on the runs that a fit of the others did not see."""
     rest = without(runs, left_out)
-    found = fit(LAWS[law], rest.points, rest.loss_R)
+    found = KINDS[by_domain](LAWS[law], rest.points, rest.loss_R)
     return float(np.abs(found.predict(runs.points.take(left_out)) / runs.loss_R[left_out] - 1).mean())
 
 
 def errors(runs: Runs) -> list[dict[str, Any]]:
-    """Return a row for each law."""
+    """Return a row for each law and way to fit it."""
     compute_R = runs.points.num_parameters_R * (runs.points.pretraining_R + runs.points.specialization_R)
     experts = np.flatnonzero(runs.points.specialization_R > 0)
     trunks = np.stack([runs.points.num_parameters_R, runs.points.pretraining_R, runs.points.domain_R], axis=1)[experts]
@@ -110,26 +112,27 @@ def errors(runs: Runs) -> list[dict[str, Any]]:
     chosen = choose(runs.points, runs.loss_R)
     large = compute_R > compute_R.max() / 4
     rest = without(runs, large)
-    before = choose(rest.points, rest.loss_R).law
+    before = choose(rest.points, rest.loss_R)
     rows = []
-    for name in chosen.judgements:
+    for name, by_domain in itertools.product(LAWS, KINDS):
         inside = []
         for fold in range(5):
             left_out = np.zeros(len(runs.loss_R), bool)
             left_out[experts[folds == fold]] = True
-            inside.append(error(name, runs, left_out))
-        judgement = chosen.judgements[name]
+            inside.append(error(name, by_domain, runs, left_out))
+        fitted = KINDS[by_domain](LAWS[name], runs.points, runs.loss_R)
         rows.append(
             {
-                "law": f"{name}, chosen" if name == chosen.law else name,
+                "law": name,
+                "fitted to": "each domain" if by_domain else "all domains",
+                "chosen": (name, by_domain) == (chosen.law, isinstance(chosen.fit, OwnFits)),
                 "runs": len(runs.loss_R),
-                "error on the runs": judgement.mre,
-                "R2": judgement.r2,
-                "left-out scales": judgement.heldout_mre,
+                "parameters": fitted.num_free,
+                "error on the runs": fitted.mean_relative_error(),
                 "interpolating": float(np.mean(inside)),
-                "at 4×": error(name, runs, large),
+                "at 4×": error(name, by_domain, runs, large),
                 "left out at 4×": int(large.sum()),
-                "chosen at 4×": name == before,
+                "chosen at 4×": (name, by_domain) == (before.law, isinstance(before.fit, OwnFits)),
             }
         )
     return rows

@@ -21,7 +21,7 @@ from typing import Final, NamedTuple, TypeVar
 import numpy as np
 
 from lmsplit.train.scaling import Floats, Points
-from lmsplit.train.scaling_fit import Fit
+from lmsplit.train.scaling_domains import AnyFit
 
 FLOPS_PER_PARAMETER_AND_TOKEN: Final = 6.0
 LEAST_SHARE: Final = 1e-4
@@ -90,8 +90,8 @@ class Allocation(NamedTuple):
 class Predictor:
     """The loss of each domain by one law for all of them, or by one for each."""
 
-    def __init__(self, fits: Sequence[Fit], num_domains: int) -> None:
-        """Take one fit for all domains, or as many as there are domains, each of a domain that it numbers 0."""
+    def __init__(self, fits: Sequence[AnyFit], num_domains: int) -> None:
+        """Take one fit for all domains, which have the same D' then, or one of each domain, which it numbers 0."""
         assert len(fits) in (1, num_domains)
         self._fits = fits
         self.num_domains = num_domains

@@ -24,7 +24,8 @@ from lmsplit.train.plan_warnings import warnings_of
 from lmsplit.train.runs import Runs
 from lmsplit.train.scaling import LAWS, Law
 from lmsplit.train.scaling_choice import Choice, choose
-from lmsplit.train.scaling_fit import Fit, bootstrap, fit, spread
+from lmsplit.train.scaling_domains import AnyFit, OwnFits, bootstrap_any, fit_each
+from lmsplit.train.scaling_fit import Fit, spread
 
 REPETITIONS: Final = 4.0
 """Up to four passes over the same text are worth nearly as much as new text (arXiv 2305.16264)."""
@@ -49,7 +50,7 @@ class Question:
     law: str | None = None
     """The law to use; None: see `scaling_choice`."""
     own_laws: bool = False
-    """Fit each domain by itself, which gives each a D' of its own."""
+    """Fit each domain by itself, and give each a D' of its own; else all have the same D', however they are fitted."""
     num_draws: int = 200
     """Fits of the bootstrap."""
 
@@ -94,20 +95,23 @@ class Plan:
         return {name: int(tokens) for name, tokens in zip(self.domains, self.best.specialization_K, strict=True)}
 
     def constants(self, name: str) -> dict[str, Any]:
-        """Return what was fitted of a law, N and tokens counted one by one: `E` by domain, and the others by their names."""
-        values = self.choice.judgements[name].fit.parameters
-        floors = dict(zip(self.domains, np.exp(values.log_floor_K).tolist(), strict=True))
-        found: dict[str, Any] = {"E": floors}
-        for each, value in zip(LAWS[name].parameter_names, values.vector()[len(floors) :].tolist(), strict=True):
-            found[each.removeprefix("log ")] = float(np.exp(value)) if each.startswith("log ") else value
-        return found
+        """Return what was fitted of a law, N and tokens counted one by one: by name, and by domain where each has its own."""
+        fitted = self.choice.judgements[name].fit
+        if isinstance(fitted, OwnFits):
+            of_domains = {domain: _constants(each, [domain]) for domain, each in zip(self.domains, fitted.fits, strict=True)}
+            names = ["E", *(each.removeprefix("log ") for each in LAWS[name].parameter_names)]
+            return {
+                each: {domain: values["E"][domain] if each == "E" else values[each] for domain, values in of_domains.items()}
+                for each in names
+            }
+        return _constants(fitted, self.domains)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as one JSON object."""
         best = self.best
         laws = {
             name: {"formula": each.fit.law.formula, "mre": each.mre, "r2": each.r2, "heldout_mre": each.heldout_mre}
-            | {"constants": self.constants(name)}
+            | {"by_domain": isinstance(each.fit, OwnFits), "constants": self.constants(name)}
             for name, each in self.choice.judgements.items()
         }
         return {
@@ -129,6 +133,19 @@ class Plan:
         }
 
 
+def _constants(fitted: Fit, domains: Sequence[str]) -> dict[str, Any]:
+    values = fitted.parameters
+    found: dict[str, Any] = {"E": dict(zip(domains, np.exp(values.log_floor_K).tolist(), strict=True))}
+    for each, value in zip(fitted.law.parameter_names, values.vector()[len(domains) :].tolist(), strict=True):
+        found[each.removeprefix("log ")] = float(np.exp(value)) if each.startswith("log ") else value
+    return found
+
+
+def _predictor(found: AnyFit, question: Question, num_domains: int) -> Predictor:
+    """Return a predictor that gives all domains the same D', or each its own where that was asked for."""
+    return Predictor(found.fits if question.own_laws and isinstance(found, OwnFits) else [found], num_domains)
+
+
 def recommend(runs: Runs, question: Question, supply_K: Sequence[float] | None = None) -> Plan:
     """Recommend how to spend a budget.
 
@@ -141,10 +158,12 @@ def recommend(runs: Runs, question: Question, supply_K: Sequence[float] | None =
         ConfigurationError: the runs are too few, or too much alike, for what is asked.
     """
     sizes = _sizes(runs, question)
-    choice = choose(runs.points, runs.loss_R, _laws(runs, question))
-    fits = _own_fits(runs, choice.law) if question.own_laws else [choice.fit]
+    laws = _laws(runs, question)
+    if question.own_laws:  # says which domain has too few runs
+        fit_each(next(iter(laws.values())), runs.points, runs.loss_R, runs.domains)
+    choice = choose(runs.points, runs.loss_R, laws, True if question.own_laws else None)
     num_domains = len(runs.domains)
-    predictor = Predictor(fits, num_domains)
+    predictor = _predictor(choice.fit, question, num_domains)
     tokens_K = np.full(num_domains, np.inf) if supply_K is None else np.asarray(supply_K, float)
     supply = Supply(tokens_K, question.repetitions)
     if not has_experts(runs):
@@ -154,7 +173,8 @@ def recommend(runs: Runs, question: Question, supply_K: Sequence[float] | None =
         raise ConfigurationError(
             f"a budget of {question.budget:.3g} FLOPs does not pay for one token: raise it, or plan for less"
         )
-    draws = _draws(runs, fits, question)
+    drawn = bootstrap_any(choice.fit, runs.points, runs.loss_R, question.num_draws)
+    draws = [_predictor(each, question, num_domains) for each in drawn]
     others = _alternatives(predictor, best, question, supply)
     if supply.for_experts and len(sizes) != 1:
         others["no split, best size"] = _best(predictor, sizes, runs, question.budget, replace(supply, for_experts=False))
@@ -173,7 +193,7 @@ def recommend(runs: Runs, question: Question, supply_K: Sequence[float] | None =
         spread(best.pretraining_fraction, shares),
         alternatives,
     )
-    return replace(plan, warnings=tuple(warnings_of(plan, runs, fits)))
+    return replace(plan, warnings=tuple(warnings_of(plan, runs)))
 
 
 def has_experts(runs: Runs) -> bool:
@@ -236,30 +256,11 @@ def _sizes(runs: Runs, question: Question) -> tuple[float, ...]:
     return (size,)
 
 
-def _own_fits(runs: Runs, law: str) -> list[Fit]:
-    fits = []
-    for number, name in enumerate(runs.domains):
-        try:
-            fits.append(fit(LAWS[law], *runs.of_domain(number)))
-        except ConfigurationError as error:
-            raise ConfigurationError(f"domain {name}: {error}, or leave each domain a law of its own out") from error
-    return fits
-
-
 def _best(predictor: Predictor, sizes: Sequence[float], runs: Runs, budget: float, supply: Supply) -> Allocation:
     if sizes:
         return min((allocate(predictor, size, budget, supply) for size in sizes), key=lambda each: each.loss)
     seen_R = runs.points.num_parameters_R
     return best_size(predictor, seen_R.min() * _SMALLER, seen_R.max() * _LARGER, budget, supply)
-
-
-def _draws(runs: Runs, fits: Sequence[Fit], question: Question) -> list[Predictor]:
-    num_domains = len(runs.domains)
-    if not question.own_laws:
-        found = bootstrap(fits[0], runs.points, runs.loss_R, question.num_draws)
-        return [Predictor([each], num_domains) for each in found]
-    by_domain = [bootstrap(each, *runs.of_domain(number), question.num_draws, seed=number) for number, each in enumerate(fits)]
-    return [Predictor(each, num_domains) for each in zip(*by_domain, strict=True)]
 
 
 def _alternatives(predictor: Predictor, best: Allocation, question: Question, supply: Supply) -> dict[str, Allocation]:

@@ -22,6 +22,7 @@ from lmsplit.train.ladder_cli import plan_ladder
 from lmsplit.train.plan import REPETITIONS, Plan, Question, recommend
 from lmsplit.train.plan_files import draw, training_configuration
 from lmsplit.train.runs import Runs, read_runs
+from lmsplit.train.scaling_domains import OwnFits
 
 _BYTES_PER_TOKEN = 4.0
 """Where a manifest has no tokenizer (assumption: English text, a vocabulary of 32,000 tokens)."""
@@ -31,7 +32,7 @@ def plan(
     runs: Annotated[list[str], typer.Argument(metavar="RUNS…", help="directories of runs, or tables (.jsonl, .csv, .parquet)")],
     budget: Annotated[float, typer.Option(help="FLOPs in total: 6 N (D + K D')")],
     num_parameters: Annotated[list[float] | None, typer.Option(help="an N to choose from; may be repeated; default: any")] = None,
-    own_laws: Annotated[bool, typer.Option("--own-laws", help="fit each domain by itself: a D' of its own")] = False,
+    own_laws: Annotated[bool, typer.Option("--own-laws", help="fit each domain by itself, and give it a D' of its own")] = False,
     law: Annotated[
         str | None, typer.Option(help="F0, F1, F2 or F3; default: the best of those that predict the largest runs")
     ] = None,
@@ -160,5 +161,6 @@ def _laws(made: Plan) -> Table:
     for name, each in made.choice.judgements.items():
         chosen = f"{name} *" if name == made.choice.law else name
         left_out = "" if each.heldout_mre is None else f"{each.heldout_mre:.2%}"
-        table.add_row(chosen, each.fit.law.formula, f"{each.mre:.2%}", left_out, f"{each.r2:.4f}")
+        form = each.fit.law.formula + (", by domain" if isinstance(each.fit, OwnFits) else "")
+        table.add_row(chosen, form, f"{each.mre:.2%}", left_out, f"{each.r2:.4f}")
     return table

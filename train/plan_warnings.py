@@ -3,14 +3,12 @@
 This does *not* change a plan.
 """
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
 from lmsplit.train.allocation import Predictor, allocate
 from lmsplit.train.runs import Runs
-from lmsplit.train.scaling_fit import Fit
 
 if TYPE_CHECKING:
     from lmsplit.train.plan import Plan
@@ -23,15 +21,14 @@ _SAME_FRACTION: Final = 0.1
 """A worse fit is called poor; laws whose best shares of pretraining differ by more disagree (assumptions)."""
 
 
-def warnings_of(plan: "Plan", runs: Runs, fits: Sequence[Fit]) -> list[str]:
+def warnings_of(plan: "Plan", runs: Runs) -> list[str]:
     """Return a sentence for each reason to be wary.
 
     Args:
         plan: the plan.
         runs: what it was made from.
-        fits: one of all domains, or one of each.
     """
-    return [*_past_the_runs(plan, runs), *_disagreements(plan, runs), *_bound_by_supply(plan), *_poor_fit(plan, runs, fits)]
+    return [*_past_the_runs(plan, runs), *_disagreements(plan, runs), *_bound_by_supply(plan), *_poor_fit(plan, runs)]
 
 
 def _past_the_runs(plan: "Plan", runs: Runs) -> list[str]:
@@ -84,18 +81,18 @@ def _bound_by_supply(plan: "Plan") -> list[str]:
     return found
 
 
-def _poor_fit(plan: "Plan", runs: Runs, fits: Sequence[Fit]) -> list[str]:
+def _poor_fit(plan: "Plan", runs: Runs) -> list[str]:
     choice, found = plan.choice, []
     judgement = choice.judgements[choice.law]
-    mre = float(np.mean([each.mean_relative_error() for each in fits]))
+    mre = judgement.mre
     if mre > _GOOD_MRE or judgement.r2 < _GOOD_R2:
         found.append(
             f"poor fit: mean relative error {mre:.1%}, R² {judgement.r2:.3f} within domains: look for runs that went wrong"
         )
     if not choice.scales:
         found.append("no scale could be left out to choose the law on: add runs, with at least three values of N, D or D'")
-    loose = {name for each in fits for name in each.at_bounds}
-    if any(not each.is_pinned_down for each in fits):
+    loose = set(judgement.fit.at_bounds)
+    if not judgement.fit.is_pinned_down:
         loose.add("all parameters")
     if loose:
         names = {f"log E_{number}": f"E of {name}" for number, name in enumerate(plan.domains)}

@@ -59,12 +59,6 @@ class Runs:
     configuration: Path | None = None
     """The training configuration of the first runs, where there is one beside them."""
 
-    def of_domain(self, number: int) -> tuple[Points, Floats]:
-        """Return the points of one domain, which is then number 0, and their losses."""
-        chosen_R = self.points.domain_R == number
-        found = self.points.take(chosen_R)
-        return found._replace(domain_R=np.zeros_like(found.domain_R)), self.loss_R[chosen_R]
-
 
 def read_runs(paths: Sequence[str]) -> Runs:
     """Read all runs in tables and directories.

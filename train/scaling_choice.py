@@ -5,6 +5,7 @@ runs ─► without the largest N │ without the longest D' │ without the lar
      ─► the laws that no other is clearly ahead of ─► of these the one with the lowest BIC on all runs
 ```
 
+Each law stands twice, for all domains together and for each by itself (see `scaling_domains`), as far as there are runs enough.
 Laws that say the same between the runs say different things past them, and past them is where a plan is made: so a law that does
 worse on the runs of the largest scale is out. Between those that these runs cannot tell apart, within three standard errors of
 their paired difference, the Bayesian information criterion decides, which asks for evidence before it takes more parameters.
@@ -22,7 +23,7 @@ import numpy.typing as npt
 
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.train.scaling import LAWS, Floats, Law, Points
-from lmsplit.train.scaling_fit import Fit, fit
+from lmsplit.train.scaling_domains import KINDS, AnyFit
 
 _HELD_OUT_FRACTION: Final = 0.2
 """Share of the runs at the top of a scale that is left out, as nearly as its values allow (assumption)."""
@@ -37,11 +38,19 @@ _STANDARD_ERRORS: Final = 3.0
 Mask = npt.NDArray[np.bool_]
 
 
+class Candidate(NamedTuple):
+    """A law, and how it is fitted."""
+
+    law: str
+    by_domain: bool
+    """To each domain by itself."""
+
+
 class Judgement(NamedTuple):
     """How well a law does."""
 
-    fit: Fit
-    """To all runs."""
+    fit: AnyFit
+    """To all runs; of all domains together, or of each by itself."""
     mre: float
     """Mean |predicted − measured| ÷ measured over the runs."""
     r2: float
@@ -57,12 +66,12 @@ class Choice:
 
     law: str
     judgements: dict[str, Judgement]
-    """By law, in the order they were given."""
+    """By law, in the order they were given; of all domains together or each by itself, whichever does better."""
     scales: tuple[str, ...]
     """Which scales were left out in turn."""
 
     @property
-    def fit(self) -> Fit:
+    def fit(self) -> AnyFit:
         """The chosen law's."""
         return self.judgements[self.law].fit
 
@@ -73,33 +82,44 @@ class Choice:
         return [name for name, error in others.items() if best is not None and error is not None and error <= 2 * best]
 
 
-def choose(points: Points, loss_R: Floats, laws: Mapping[str, Law] = LAWS) -> Choice:
+def choose(points: Points, loss_R: Floats, laws: Mapping[str, Law] = LAWS, by_domain: bool | None = None) -> Choice:
     """Fit every law and choose one.
 
     Args:
         points: of the runs; domains are numbered from 0 without a gap.
         loss_R: (R,) held-out loss, nats per token.
         laws: by name, the simplest first; one alone is chosen without a contest.
+        by_domain: whether each domain is fitted by itself; None: where that does better.
 
     Raises:
         ConfigurationError: there are fewer runs than the simplest law has parameters, or they are too much alike for any law.
     """
-    fits = _fits(laws, points, loss_R)
-    errors: dict[str, list[Floats]] = {name: [] for name in fits}
+    fits = _fits(laws, points, loss_R, by_domain)
+    errors: dict[Candidate, list[Floats]] = {each: [] for each in fits}
     scales = []
     for scale, heldout_R in heldout_scales(points).items():
         rest, rest_R = points.take(~heldout_R), loss_R[~heldout_R]
-        able = {name: law for name, law in laws.items() if name in errors and _is_enough(law, rest)}
+        able = [each for each in errors if _is_enough(laws[each.law], rest, each.by_domain)]
         if not able:
             continue
         scales.append(scale)
-        errors = {name: errors[name] for name in able}  # a law that cannot be fitted without the largest runs cannot be judged
-        for name, law in able.items():
-            predicted_R = fit(law, rest, rest_R).predict(points.take(heldout_R))
-            errors[name].append(np.abs(np.log(predicted_R / loss_R[heldout_R])))
-    judgements = {name: _judge(each, points, loss_R, errors.get(name, [])) for name, each in fits.items()}
-    candidates = _not_behind({name: np.concatenate(each) for name, each in errors.items()}) if scales else list(fits)
-    return Choice(min(candidates, key=lambda name: judgements[name].bic), judgements, tuple(scales))
+        errors = {each: errors[each] for each in able}  # a law that cannot be fitted without the largest runs cannot be judged
+        for each in able:
+            predicted_R = KINDS[each.by_domain](laws[each.law], rest, rest_R).predict(points.take(heldout_R))
+            errors[each].append(np.abs(np.log(predicted_R / loss_R[heldout_R])))
+    judgements = {each: _judge(found, points, loss_R, errors.get(each, [])) for each, found in fits.items()}
+    left_out = {each: np.concatenate(found) for each, found in errors.items()} if scales else {}
+    best = _best(judgements, left_out)
+    of_laws = {}
+    for name in laws:
+        if both := {each: judgement for each, judgement in judgements.items() if each.law == name}:
+            of_laws[name] = judgements[_best(both, {each: left_out[each] for each in both if each in left_out})]
+    return Choice(best.law, of_laws | {best.law: judgements[best]}, tuple(scales))
+
+
+def _best(judgements: Mapping[Candidate, Judgement], left_out: Mapping[Candidate, Floats]) -> Candidate:
+    able = _not_behind(left_out) if left_out else list(judgements)
+    return min(able, key=lambda each: judgements[each].bic)
 
 
 def heldout_scales(points: Points) -> dict[str, Mask]:
@@ -118,27 +138,30 @@ def heldout_scales(points: Points) -> dict[str, Mask]:
     return found
 
 
-def _is_enough(law: Law, points: Points) -> bool:
+def _is_enough(law: Law, points: Points, by_domain: bool) -> bool:
     """Whether there are enough runs to choose a law: twice as many as it has parameters, or it bends to every one of them."""
-    num_domains = int(points.domain_R.max()) + 1
-    return len(points.domain_R) >= _RUNS_PER_PARAMETER * (num_domains + len(law.parameter_names))
+    runs_K = np.bincount(points.domain_R)
+    if by_domain:
+        return bool(len(runs_K) > 1 and runs_K.min() >= _RUNS_PER_PARAMETER * (1 + len(law.parameter_names)))
+    return len(points.domain_R) >= _RUNS_PER_PARAMETER * (len(runs_K) + len(law.parameter_names))
 
 
-def _fits(laws: Mapping[str, Law], points: Points, loss_R: Floats) -> dict[str, Fit]:
+def _fits(laws: Mapping[str, Law], points: Points, loss_R: Floats, by_domain: bool | None) -> dict[Candidate, AnyFit]:
     """Fit each law that there are enough runs for, and that these tell all parameters of; the simplest one in any case."""
-    chosen = {name: law for name, law in laws.items() if _is_enough(law, points)} or dict([next(iter(laws.items()))])
-    fits = {name: fit(law, points, loss_R) for name, law in chosen.items()}
-    found = {name: each for name, each in fits.items() if each.is_pinned_down}
+    kinds = (False, True) if by_domain is None else (by_domain,)
+    able = [Candidate(name, kind) for name in laws for kind in kinds if _is_enough(laws[name], points, kind)]
+    candidates = able or [Candidate(next(iter(laws)), kinds[0])]
+    fits = {each: KINDS[each.by_domain](laws[each.law], points, loss_R) for each in candidates}
+    found = {each: fitted for each, fitted in fits.items() if fitted.is_pinned_down}
     if not found:
         spans = {"N": points.num_parameters_R, "D": points.pretraining_R, "D'": points.specialization_R}
         values = ", ".join(f"{len(np.unique(value_R))} of {name}" for name, value_R in spans.items())
-        raise ConfigurationError(
-            f"the runs do not pin {', '.join(fits)} down: they have {values}; add runs of other sizes and tokens"
-        )
+        names = ", ".join(dict.fromkeys(each.law for each in fits))
+        raise ConfigurationError(f"the runs do not pin {names} down: they have {values}; add runs of other sizes and tokens")
     return found
 
 
-def _judge(found: Fit, points: Points, loss_R: Floats, errors: list[Floats]) -> Judgement:
+def _judge(found: AnyFit, points: Points, loss_R: Floats, errors: list[Floats]) -> Judgement:
     predicted_R = loss_R * np.exp(found.residual_R)
     num_domains = int(points.domain_R.max()) + 1
     means_K = np.bincount(points.domain_R, loss_R, num_domains) / np.maximum(
@@ -154,7 +177,7 @@ def _judge(found: Fit, points: Points, loss_R: Floats, errors: list[Floats]) -> 
     return Judgement(found, found.mean_relative_error(), r2, heldout, bic)
 
 
-def _not_behind(errors: Mapping[str, Floats]) -> list[str]:
+def _not_behind(errors: Mapping[Candidate, Floats]) -> list[Candidate]:
     """Return the laws whose errors are at most so many standard errors of the paired difference above the best one's."""
     best = errors[min(errors, key=lambda name: float(errors[name].mean()))]
     near = []

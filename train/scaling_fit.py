@@ -96,8 +96,7 @@ def fit(law: Law, points: Points, loss_R: Floats) -> Fit:
     starts = problem.starts()[:_NUM_STARTS]
     first = [problem.solve(start, _FIRST_DELTA, max_steps=_FIRST_STEPS) for start in starts]
     best = min(first, key=lambda found: float(found.cost))
-    noise = _DEVIATION * float(np.median(np.abs(problem.residuals(best.x))))
-    delta = max(_LEAST_DELTA, _EFFICIENT * noise)
+    delta = huber_threshold(problem.residuals(best.x))
     best = problem.solve(best.x, delta)
     return problem.fit(best.x, delta)
 
@@ -130,6 +129,11 @@ def bootstrap(found: Fit, points: Points, loss_R: Floats, num_draws: int = 200, 
         drawn_R = problem.log_loss_R + found.residual_R + factor_R * error_R
         draws.append(problem.fit(problem.solve(start, found.huber_delta, drawn_R).x, found.huber_delta))
     return draws
+
+
+def huber_threshold(residual_R: Floats) -> float:
+    """Return the threshold of Huber's loss that suits the noise in these residuals."""
+    return max(_LEAST_DELTA, _EFFICIENT * _DEVIATION * float(np.median(np.abs(residual_R))))
 
 
 def spread(value: float, draws: Sequence[float], level: float = 0.9) -> tuple[float, float]:
