@@ -1,8 +1,8 @@
 """Does a plan made from small runs hold on real text?
 
-The corpora in twelve domains (`lexical`), a tokenizer of 1,024 tokens, steps of 4 rows of 256. A ladder of small models, as `lmsplit plan
---ladder --run` makes it, gives the runs; the law is chosen and fitted on them,
-for all domains together or for each by itself.
+The corpora in twelve domains (`lexical`), a tokenizer of 1,024 tokens, steps of 4 rows of 256. A ladder of small models, as
+`lmsplit plan --ladder --run` makes it, gives the runs; the law is chosen and fitted on them, for all domains together or for each
+by itself.
 
 - `interpolating`: mean |predicted − measured| ÷ measured over runs that the fit did not see, a fifth of the trunks of experts at
   a time. `at 4×`: the same where the runs of more than a quarter of the dearest run's compute are left out, over these;

@@ -307,6 +307,17 @@ def open_placement(
         ManifestError: a file is missing or its digest is not the one recorded.
         ConfigurationError: the encoder's model or library is not to be had here.
     """
+    stored, domains = read_placement(directory)
+    encoder = encoders.build(stored.encoder, stored.encoder_arrays, alone=True, model=model, trust_remote_code=trust_remote_code)
+    return stored.rule, encoder, domains
+
+
+def read_placement(directory: Path) -> tuple[StoredRule, tuple[Domain, ...]]:
+    """Return the rule of a copy that `Manifest.copy_placement` made, and the domains, without an encoder.
+
+    Raises:
+        ManifestError: a file is missing or its digest is not the one recorded.
+    """
     try:
         index = json.loads((directory / PLACEMENT_INDEX).read_text())["files"]
         paths = {role: directory / entry["file"] for role, entry in index.items()}
@@ -317,8 +328,7 @@ def open_placement(
         domains = _read_domains(LocalStore(directory), index["domains"]["file"])
     except (OSError, KeyError, TypeError, json.JSONDecodeError) as error:
         raise ManifestError(f"{directory} holds no placement rule: {error}") from error
-    encoder = encoders.build(stored.encoder, stored.encoder_arrays, alone=True, model=model, trust_remote_code=trust_remote_code)
-    return stored.rule, encoder, domains
+    return stored, domains
 
 
 def _read_rule(store: Store, body: Body) -> StoredRule:

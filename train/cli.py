@@ -103,13 +103,23 @@ def route(
     text: Annotated[list[str], typer.Option(help="a text to route; may be repeated")],
     num_experts: Annotated[int, typer.Option("--mix", help="how many experts answer together; their weights are shown")] = 1,
     min_margin: Annotated[float, typer.Option(help="the seed answers where the runner-up is nearer than this")] = 0.0,
+    by_likelihood: Annotated[
+        bool, typer.Option("--by-likelihood", help="to the expert that finds the text least surprising; runs every expert")
+    ] = False,
     model: ModelOption = None,
     trust_remote_code: TrustOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")] = False,
 ) -> None:
-    """Place texts by the manifest's own rule and name their experts."""
+    """Place texts by the manifest's own rule, or by the experts' likelihoods, and name their experts."""
     settings = Routing(num_experts=num_experts, min_margin=min_margin)
-    routes = Router.open(experts, model, trust_remote_code=trust_remote_code, settings=settings).route(text)
+    if by_likelihood:
+        if model is not None or trust_remote_code:
+            raise ConfigurationError("--model and --trust-remote-code are the encoder's, which --by-likelihood does without")
+        quiet_libraries()
+        router = engine("likelihood_router").LikelihoodRouter.open(experts, settings=settings)
+    else:
+        router = Router.open(experts, model, trust_remote_code=trust_remote_code, settings=settings)
+    routes = router.route(text)
     if as_json:
         print_json(routes[0].to_json() if len(routes) == 1 else {"routes": [each.to_json() for each in routes]})
     else:

@@ -89,7 +89,7 @@ class Router:
     """Routes texts to the experts in a directory. Make it with `Router.open`."""
 
     def __init__(
-        self, directory: Path, rule: PlacementRule, encoder: Encoder, domains: Sequence[Domain], settings: Routing
+        self, directory: Path, rule: PlacementRule, encoder: Encoder | None, domains: Sequence[Domain], settings: Routing
     ) -> None:
         self._directory = directory
         self._rule = rule
@@ -127,19 +127,31 @@ class Router:
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return the route of each text."""
+        assert self._encoder is not None, "another way to route needs none"
         vectors_ND = self._encoder.encode(texts)
         found_N = is_unit(vectors_ND)
         placed = self._rule.place(vectors_ND[found_N])
         scores_NK = scores(self._rule, vectors_ND[found_N])
-        weights_NK = mixture_weights(scores_NK, self._temperature, self._settings.num_experts)
+        return self._routes(found_N, placed.domain, placed.margin, scores_NK, self._temperature)
+
+    def _routes(
+        self,
+        found_N: npt.NDArray[np.bool_],
+        domain_F: npt.NDArray[np.int64],
+        margin_F: npt.NDArray[np.floating[Any]],
+        scores_FK: npt.NDArray[np.float64],
+        temperature: float,
+    ) -> list[Route]:
+        """Return the routes of texts, of which something was found in F."""
+        weights_FK = mixture_weights(scores_FK, temperature, self._settings.num_experts)
         routes = iter(
             self._route(int(domain), float(margin), scores_K, weights_K)
-            for domain, margin, scores_K, weights_K in zip(placed.domain, placed.margin, scores_NK, weights_NK, strict=True)
+            for domain, margin, scores_K, weights_K in zip(domain_F, margin_F, scores_FK, weights_FK, strict=True)
         )
         return [next(routes) if found else self._nowhere() for found in found_N]
 
     def _nowhere(self) -> Route:
-        seed, reason = self._fall_back("the encoder finds nothing in the text")
+        seed, reason = self._fall_back("nothing is found in the text that says where it belongs")
         return Route(None, None, None, None, seed, True, reason, {}, {seed: 1.0} if seed else {})
 
     def _route(self, domain: int, margin: float, scores_K: Floats, weights_K: Floats) -> Route:
@@ -157,8 +169,8 @@ class Router:
         elif faults := [fault for fault in map(self._fault, answering) if fault]:
             answering, reason = self._without_missing(answering, faults)
         runner_up = None
-        if len(scores_K) > 1:
-            others = np.where(np.arange(len(scores_K)) == domain, -np.inf, scores_K)
+        others = np.where(np.arange(len(scores_K)) == domain, -np.inf, scores_K)
+        if np.isfinite(others).any():
             runner_up = domain_name(int(others.argmax()))
         return Route(
             domain=name,
@@ -168,7 +180,7 @@ class Router:
             expert=expert,
             fallback=reason is not None,
             reason=reason,
-            scores={domain_name(leaf): score for leaf, score in enumerate(scores_K.tolist())},
+            scores={domain_name(leaf): score for leaf, score in enumerate(scores_K.tolist()) if np.isfinite(score)},
             weights=answering,
         )
 
