@@ -64,12 +64,12 @@ SPECIAL: Final = ("legal-contracts", "cs-research", "mathematics", "medicine", "
 class Cell:
     """One size and one seed of training."""
 
-    def __init__(self, output: Path, size: int, seed: int) -> None:
+    def __init__(self, output: Path, size: int, seed: int, budget: float) -> None:
         self.output = output / f"{size}-{seed}"
         self.manifest = output / "manifest"
         self.seed = seed
         self.preset = preset_near(size, VOCABULARY)
-        tokens = BUDGET / 6 / self.preset.num_parameters
+        tokens = budget / 6 / self.preset.num_parameters
         self.pretraining, self.specialization = round(tokens / 2), round(tokens / 2 / DOMAINS)
 
     def campaign(self, name: str) -> Campaign:
@@ -273,19 +273,21 @@ def main() -> None:
     parser.add_argument("--corpus", default=CORPUS)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / ".cache" / "split")
     parser.add_argument("--sizes", nargs="*", type=int, default=list(SIZES))
+    parser.add_argument("--budget", type=float, default=BUDGET)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", type=int, help="measure this seed and write nothing: several at a time, a thread each")
     options = parser.parse_args()
     manifest(options.output, options.corpus, DOMAINS)
     for seed in range(options.seeds) if options.only is None else [options.only]:
         for size in options.sizes:
-            Cell(options.output, size, seed).measured()
+            Cell(options.output, size, seed, options.budget).measured()
             sys.stderr.write(f"seed {seed}, {size} parameters: done\n")
     if options.only is not None:
         return
     domains = special_domains(options.output)
     rows = [
-        row([Cell(options.output, size, seed).measured() for seed in range(options.seeds)], domains) for size in options.sizes
+        row([Cell(options.output, size, seed, options.budget).measured() for seed in range(options.seeds)], domains)
+        for size in options.sizes
     ]
     write_results("split_or_dense", "Where splitting pays", __doc__ or "", rows)
     write_results("split_headline", "Smaller experts instead of a larger model", __doc__ or "", headline(rows))

@@ -18,6 +18,7 @@ from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.train.answers import compare
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.cloze import Question
+from lmsplit.train.libraries import without_bars
 from lmsplit.train.loss_table import LossTable
 from lmsplit.train.models import load_model
 from lmsplit.train.router import Router
@@ -226,13 +227,9 @@ def _task(domain: str, path: Path) -> dict[str, Any]:
 
 def _ask(model: LM, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
     """Return whether the question of each document was answered right, by the document's id."""
-    results = simple_evaluate(
-        model=model,
-        tasks=[dict(task) for task in tasks.values()],
-        bootstrap_iters=0,
-        log_samples=True,
-        task_manager=TaskManager(),
-    )
+    asked = [dict(task) for task in tasks.values()]
+    with without_bars():
+        results = simple_evaluate(model=model, tasks=asked, bootstrap_iters=0, log_samples=True, task_manager=TaskManager())
     assert results is not None
     return {sample["doc"]["doc_id"]: bool(sample[_METRIC]) for each in results["samples"].values() for sample in each}
 

@@ -136,6 +136,7 @@ def test_the_harness_asks_the_routed_experts(tmp_path: Path, licensed_manifest: 
     assert lmsplit("train", str(path), "--all").code == 0
     result = lmsplit("evaluate", str(path), "--json")
     assert result.code == 0, result.err
+    assert all(json.loads(line)["event"] == "progress" for line in result.err.splitlines())
     found = json.loads(result.out)["cloze"]
     output = tmp_path / "out"
     encoder = DocumentEncoder(open_tokenizer(str(output / "tokenizer")))
