@@ -18,7 +18,7 @@ import argparse
 import itertools
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,25 +44,31 @@ VOCABULARY: Final = 1024
 SIZES: Final = (60_000, 120_000, 240_000)
 PRETRAINING: Final = (1_000_000, 2_000_000, 4_000_000, 8_000_000, 16_000_000)
 SPECIALIZATION: Final = (100_000, 200_000, 400_000, 800_000)
-EXPERTS: Final = 3
+EXPERTS: Final = 4
+"""Domains that are trained on: the first ones."""
 SHARES: Final = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)
 """Of the budget, for the seed."""
 
 
 @dataclass(frozen=True)
-class Sweep(Ladder):
-    """One size, and for each D the D' that the rest of the budget pays for, on the same domains: one trunk for all seeds."""
-
-    tokens: int = 0
-    """D + K D'."""
+class SameDomains(Ladder):
+    """The same domains for every seed, so that each has all N, D and D' together: a law of its own needs that."""
 
     def domains_of(self, seed: int) -> tuple[int, ...]:
         """Return the domains that a seed is continued on."""
         return tuple(range(self.experts_per_seed)) if self.specialization_of(seed) else ()
 
+
+@dataclass(frozen=True)
+class Sweep(SameDomains):
+    """One size, and for each D the D' that the rest of the budget pays for: one trunk for all seeds."""
+
+    tokens: int = 0
+    """D + K D'."""
+
     def specialization_of(self, seed: int) -> tuple[int, ...]:
         """Return the D' of a seed's experts: none for the one without a split."""
-        left = (self.tokens - self.pretraining[seed]) // self.num_domains
+        left = (self.tokens - self.pretraining[seed]) // self.experts_per_seed
         return (left,) if left else ()
 
 
@@ -88,6 +94,12 @@ def run(output: Path, name: str, ladder: Ladder) -> Runs:
     report = lambda done, total: sys.stderr.write(f"{name} {done} of {total}\n")  # noqa: E731 - one line of progress
     LadderRun(Campaign.open(load(Training, path, ())), ladder, shapes, report).run()
     return read_runs([str(directory)])
+
+
+def of_experts(runs: Runs) -> Runs:
+    """Return the runs of the domains that experts are trained on."""
+    chosen = runs.points.domain_R < EXPERTS
+    return replace(runs, points=runs.points.take(chosen), loss_R=runs.loss_R[chosen], domains=runs.domains[:EXPERTS])
 
 
 def without(runs: Runs, left_out: Any) -> Runs:
@@ -138,21 +150,20 @@ def errors(runs: Runs) -> list[dict[str, Any]]:
     return rows
 
 
-def sweep(output: Path, plan: Plan, size: int, experts: int) -> list[dict[str, Any]]:
+def sweep(output: Path, plan: Plan, size: int) -> list[dict[str, Any]]:
     """Spend one budget in several ways, and measure."""
     tokens = round(plan.question.budget / 6 / size)
     recommended = round(plan.best.pretraining_fraction, 3)
     shares = sorted({*SHARES, recommended})
     pretraining = tuple(round(tokens * share) for share in shares)
-    ladder = Sweep((size,), pretraining, (tokens // DOMAINS,), DOMAINS, experts, tokens=tokens)
-    runs = run(output, f"sweep-{size}-{tokens}-{recommended}", ladder)
+    ladder = Sweep((size,), pretraining, (tokens // EXPERTS,), DOMAINS, EXPERTS, tokens=tokens)
+    runs = of_experts(run(output, f"sweep-{size}-{tokens}-{recommended}", ladder))
     reached = np.unique(runs.points.pretraining_R)
     assert len(reached) == len(shares)
     rows = []
     for number, (share, reached_D) in enumerate(zip(shares, reached, strict=True)):
         is_split = share < 1
         chosen = (runs.points.pretraining_R == reached_D) & ((runs.points.specialization_R > 0) == is_split)
-        chosen &= np.isin(runs.points.domain_R, range(experts))
         predicted_R = plan.choice.fit.predict(runs.points.take(chosen))
         rows.append(
             {
@@ -173,26 +184,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", default=CORPUS)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / ".cache" / "planner")
-    parser.add_argument("--size", type=int, default=270_000)
-    parser.add_argument("--tokens", type=int, default=12_000_000, help="of the sweep: D + K D'")
-    parser.add_argument("--experts", type=int, default=4, help="domains of the sweep that are trained")
+    parser.add_argument("--size", type=int, default=160_000)
+    parser.add_argument("--tokens", type=int, default=8_000_000, help="of the sweep: D + K D'")
     parser.add_argument(
         "--only", type=int, help="run the ladder of this size and write nothing: several at a time, a thread each"
     )
     options = parser.parse_args()
     manifest(options.output, options.corpus, DOMAINS)
     for size in SIZES if options.only is None else [options.only]:
-        run(options.output, f"ladder-{size}", Ladder((size,), PRETRAINING, SPECIALIZATION, DOMAINS, EXPERTS))
+        run(options.output, f"ladder-{size}", SameDomains((size,), PRETRAINING, SPECIALIZATION, DOMAINS, EXPERTS))
     if options.only is not None:
         return
-    runs = read_runs([str(options.output / f"ladder-{size}") for size in SIZES])
+    runs = of_experts(read_runs([str(options.output / f"ladder-{size}") for size in SIZES]))
     write_results("planner_laws", "Laws on real runs", __doc__ or "", errors(runs))
     size = int(np.unique(runs.points.num_parameters_R)[np.abs(np.unique(runs.points.num_parameters_R) - options.size).argmin()])
     plan = recommend(runs, Question(6.0 * size * options.tokens, (float(size),)))
     draw(plan, runs, RESULTS / "planner.svg")
-    write_results(
-        "planner_sweep", "One budget spent in several ways", __doc__ or "", sweep(options.output, plan, size, options.experts)
-    )
+    write_results("planner_sweep", "One budget spent in several ways", __doc__ or "", sweep(options.output, plan, size))
 
 
 if __name__ == "__main__":
