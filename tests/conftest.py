@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from lmsplit.partition.config import Partition
@@ -9,6 +10,9 @@ from lmsplit.partition.pipeline import partition
 from quickstart import write_corpus
 from tests.models import make_models
 from tests.object_store import s3 as s3  # a fixture
+
+hypothesis.settings.register_profile("untimed", deadline=None)  # machines are shared and noisy: no test is timed
+hypothesis.settings.load_profile("untimed")
 
 PACKAGES = ("networkx", "numpy", "pandas", "sklearn")
 DOCUMENTS_PER_PACKAGE = 250

@@ -4,7 +4,7 @@ import pytest
 
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.train.config import Training
+from lmsplit.train.config import Cloze, Latency, Training
 
 SMALLEST = """
 manifest: manifest/
@@ -107,7 +107,14 @@ expert: {tokens: 8, domain_tokens: {d00001: 3}, replay: 0.25, optimizer_state: k
   where: {gold: [true]}, sft: {warmup_steps: 2}}
 where: {license: [mit, cc0], score: [0.5, 1]}
 sft: {max_length: 64}
-evaluation: {every_steps: 5, documents: null}
+evaluation:
+  every_steps: 5
+  documents: null
+  prompt_tokens: 32
+  prefix_tokens: [8, 64]
+  labels: topic
+  cloze: {context_tokens: 20, continuation_tokens: 10, choices: 5}
+  latency: {answer_tokens: 8, requests: 9, clients: [1, 4], energy: true}
 energy: true
 attention: sdpa
 seed: 3
@@ -126,6 +133,9 @@ def test_configuration_takes_every_key(tmp_path: Path) -> None:
     assert read.expert.where["gold"][0] is True
     assert (read.expert.replay, read.expert.domain_tokens, read.expert.optimizer_state) == (0.25, {"d00001": 3}, "kept")
     assert (read.evaluation.every_steps, read.evaluation.documents) == (5, None)
+    assert (read.evaluation.prompt_tokens, read.evaluation.prefix_tokens, read.evaluation.labels) == (32, (8, 64), "topic")
+    assert read.evaluation.cloze == Cloze(context_tokens=20, continuation_tokens=10, choices=5)
+    assert read.evaluation.latency == Latency(answer_tokens=8, requests=9, clients=(1, 4), energy=True)
     assert (read.energy, read.executor.workers, read.executor.processes) == (True, 2, 4)
 
 

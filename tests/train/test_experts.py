@@ -229,7 +229,7 @@ def test_unknown_domain_is_a_clear_error(trained: Path, lmsplit: Command) -> Non
 def test_train_needs_exactly_one_target(trained: Path, lmsplit: Command, options: list[str]) -> None:
     result = lmsplit("train", str(trained), *options)
     assert result.code == 2
-    assert "exactly one of --seed-model, --domain D, --all and --merge" in result.err
+    assert "exactly one of --seed-model, --domain D, --all, --merge and --dense WHICH" in result.err
 
 
 def test_strict_errors_come_before_any_work(manifest_path: Path, tmp_path: Path, lmsplit: Command) -> None:
