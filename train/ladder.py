@@ -8,12 +8,14 @@ what is to be planned (N, D, D') ─► ladders: sizes × D × D' × domains, at
 A ladder is cheap because of how it is run (see `ladder_run`): a size has one run at a constant rate to its largest D, and every
 smaller D is a short decay from a checkpoint of it; the same for D' on each domain. How sure: the standard error of the predicted
 loss at what is to be planned, from the Fisher information of the runs, for each of a few laws with typical constants; the worst
-counts. This does *not* train anything.
+counts. Domains are learned at paces of their own (see `scaling_domains`), so each has to be pinned down by its own runs. This
+does *not* train anything.
 
 Shapes: R runs, P parameters.
 """
 
 import itertools
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -21,7 +23,7 @@ from typing import Final, NamedTuple
 import numpy as np
 
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.train.scaling import LAWS, Floats, Parameters, Points, log_loss
+from lmsplit.train.scaling import LAWS, Floats, Law, Parameters, Points, log_loss
 
 DECAY_FRACTION: Final = 0.2
 """Share of a run's tokens over which the rate falls to zero (arXiv 2405.18392 finds 10 to 20 % enough)."""
@@ -145,31 +147,49 @@ def propose(
 
 
 def standard_error(ladder: Ladder, target: Target) -> float:
-    """Return the relative standard error of the loss that a ladder would predict at the target, of the worst typical law."""
+    """Return the relative standard error of a domain's loss that a ladder would predict at the target, of the worst typical law.
+
+    Each domain's law is its own, so its own runs have to pin it down; the root of the mean square over the domains.
+    """
     points = ladder.points()
-    size_K, pretraining_K, specialization_K = (np.full(ladder.num_domains, value) for value in target)
-    there = Points(size_K, pretraining_K, specialization_K, np.arange(ladder.num_domains))
+    runs_R3 = np.stack(points[:3], axis=1)
+    kinds = Counter(runs_R3[points.domain_R == domain].tobytes() for domain in range(ladder.num_domains))
     worst = 0.0
-    for name, parameters_P in _typical(target, ladder.num_domains).items():
-        _, gradient_PR = log_loss(LAWS[name], parameters_P, points)
-        _, wanted_PK = log_loss(LAWS[name], parameters_P, there)
-        scale_P = np.linalg.norm(gradient_PR, axis=1) + 1e-12
-        information_PP = (gradient_PR / scale_P[:, None]) @ (gradient_PR / scale_P[:, None]).T / NOISE**2
-        information_PP += np.eye(len(scale_P)) / scale_P[:, None] ** 2 / _PRIOR**2
-        mean_P = wanted_PK.mean(axis=1) / scale_P
-        worst = max(worst, float(np.sqrt(mean_P @ np.linalg.solve(information_PP, mean_P))))
+    for name, parameters_P in _typical(target).items():
+        squares = {runs: _variance(LAWS[name], parameters_P, np.frombuffer(runs).reshape(-1, 3), target) for runs in kinds}
+        mean = sum(number * squares[runs] for runs, number in kinds.items()) / ladder.num_domains
+        worst = max(worst, float(np.sqrt(mean)))
     return worst
+
+
+def _variance(law: Law, parameters_P: Floats, runs_R3: Floats, target: Target) -> float:
+    """Return the variance of the log of one domain's predicted loss, from its runs."""
+
+    def at(values_R3: Floats) -> Floats:
+        """Return the gradients there."""
+        columns = values_R3.T
+        return log_loss(law, parameters_P, Points(columns[0], columns[1], columns[2], np.zeros(len(values_R3), np.int64)))[1]
+
+    gradient_PR = at(runs_R3)
+    scale_P = np.linalg.norm(gradient_PR, axis=1) + 1e-12
+    information_PP = (gradient_PR / scale_P[:, None]) @ (gradient_PR / scale_P[:, None]).T / NOISE**2
+    information_PP += np.eye(len(scale_P)) / scale_P[:, None] ** 2 / _PRIOR**2
+    wanted_P = at(np.array([target], float))[:, 0] / scale_P
+    return float(wanted_P @ np.linalg.solve(information_PP, wanted_P))
 
 
 _PRIOR: Final = 1.0
 """Standard deviation of a parameter before any run: keeps a ladder that says nothing of one from having no error at all."""
 
 
-def _typical(target: Target, num_domains: int) -> dict[str, Floats]:
-    """Return laws whose terms are alike at the target, with exponents as published ones (arXiv 2404.10102, 2102.01293)."""
+def _typical(target: Target) -> dict[str, Floats]:
+    """Return laws of one domain, with exponents as published ones (arXiv 2404.10102, 2102.01293).
+
+    Their terms are alike at what is to be planned.
+    """
     size, pretraining, specialization = (float(np.log(each)) for each in target)
     term = np.log(_DOMAIN_TERM)
-    floors_K = np.full(num_domains, np.log(4 * _DOMAIN_TERM))
+    floors_K = np.full(1, np.log(4 * _DOMAIN_TERM))
     found = {
         "F1": (np.array([0.35, 0.2, specialization - 3.0]), 2),
         "F2": (np.array([0.3, specialization - 0.6 * pretraining, 0.6]), 1),

@@ -7,6 +7,7 @@ from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.train import ladder as ladders
 from lmsplit.train.ladder import Ladder, Target, propose, standard_error
 from lmsplit.train.scaling import LAWS, Parameters, Points, predict
+from lmsplit.train.scaling_domains import of_domain
 from lmsplit.train.scaling_fit import fit
 
 TARGET = Target(1e6, 2e7, 1e6)
@@ -31,10 +32,10 @@ def test_flops_are_those_of_trunks_and_decays() -> None:
 
 def test_standard_error_is_the_spread_of_fits() -> None:
     ladder = Ladder(SIZES[1:], (5_000_000, 10_000_000, 20_000_000), (250_000, 500_000, 1_000_000), 3, 3)
-    law, points = LAWS["F1"], ladder.points()
-    values = Parameters.of(ladders._typical(TARGET, 3)["F1"], law)
+    law, points = LAWS["F1"], of_domain(ladder.points(), 1)
+    values = Parameters.of(ladders._typical(TARGET)["F1"], law)
     loss_R = predict(law, values, points)
-    there = Points(*(np.full(3, value) for value in TARGET), np.arange(3))  # type: ignore[call-arg]
+    there = Points(*(np.full(1, value) for value in TARGET), np.zeros(1, np.int64))  # type: ignore[call-arg]
     found = []
     for seed in range(60):
         noise_R = np.exp(np.random.default_rng(seed).normal(0, ladders.NOISE, len(loss_R)))
@@ -43,6 +44,15 @@ def test_standard_error_is_the_spread_of_fits() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ladders, "_typical", lambda *_: only)
         assert standard_error(ladder, TARGET) == pytest.approx(np.std(found), rel=0.4)
+
+
+def test_a_domain_whose_experts_are_of_one_seed_is_less_sure() -> None:
+    turns = Ladder(SIZES[1:], (5_000_000, 10_000_000, 20_000_000), (250_000, 500_000, 1_000_000), 9, 3)
+    each = Ladder(SIZES[1:], (5_000_000, 10_000_000, 20_000_000), (250_000, 500_000, 1_000_000), 9, 9)
+    of_one = turns.points().domain_R == 0
+    split = turns.points().take(of_one & (turns.points().specialization_R > 0))
+    assert set(split.pretraining_R) == {5_000_000}  # they take turns, and it is always this seed's
+    assert standard_error(turns, TARGET) > 1.5 * standard_error(each, TARGET)
 
 
 def test_propose_finds_the_cheapest_that_is_sure_enough() -> None:
