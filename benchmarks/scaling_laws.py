@@ -4,7 +4,8 @@ Losses are drawn from each law with 0.5 % of noise, at 200 runs: four sizes, fiv
 `lmsplit plan` does: every law is fitted, one chosen, a budget of four times the dearest run's allocated, 200 fits of the
 bootstrap.
 
-- `selected`: draws in which the generating law is chosen. `D* error`: median |D / the law's own D* − 1| with the chosen law, and
+- `selected`: draws in which the generating law is chosen; `by domain`: in which each domain gets a law of its own, though they
+  share one. `D* error`: median |D / the law's own D* − 1| with the chosen law, and
   with the generating law; `Cramér-Rao`: what no unbiased estimate that knows the law can beat. `covered`: how often the 90 %
   interval of the predicted loss holds the law's loss there, and that of the share of pretraining the best share. `seconds`:
   median of the whole.
@@ -29,6 +30,7 @@ from lmsplit.train.allocation import Predictor, Supply, allocate
 from lmsplit.train.plan import Question, recommend
 from lmsplit.train.runs import Runs
 from lmsplit.train.scaling import LAWS, Parameters, Points, log_loss, predict
+from lmsplit.train.scaling_domains import OwnFits
 from lmsplit.train.scaling_fit import Fit, fit
 
 NOISE: Final = 0.005
@@ -108,6 +110,7 @@ def trial(name: str, seed: int) -> dict[str, Any]:
     least, most = plan.fraction_interval
     return {
         "selected": plan.choice.law,
+        "by domain": isinstance(plan.choice.fit, OwnFits),
         "error": abs(plan.best.pretraining / best.pretraining - 1),
         "own error": abs(own.pretraining / best.pretraining - 1),
         "covered": low <= true_K.mean() <= high,
@@ -128,6 +131,7 @@ def row(name: str, num_draws: int, workers: int) -> dict[str, Any]:
         "best share": found[0]["share"],
         "selected": chosen.count(name) / num_draws,
         "others": ", ".join(f"{other} {chosen.count(other)}" for other in LAWS if other != name and other in chosen),
+        "by domain": statistics.mean(each["by domain"] for each in found),
         "D* error": statistics.median(each["error"] for each in found),
         "by the generating law": statistics.median(each["own error"] for each in found),
         "Cramér-Rao": lower_bound(name),
