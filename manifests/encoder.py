@@ -1,4 +1,4 @@
-"""Builds the encoder that a manifest pins: text to unit vector. The kinds are in `lexical` and `sentence`.
+"""Builds the encoder that a manifest pins: text to unit vector. The kinds are in `lexical`, `sentence` and `sentence_pinned`.
 
 Cost: nothing for `lexical`; a sentence encoder imports torch and loads its model (a few seconds).
 """
@@ -10,7 +10,8 @@ import numpy.typing as npt
 from lmsplit.manifests.errors import ManifestError
 from lmsplit.manifests.lexical import LEXICAL, build_lexical
 from lmsplit.manifests.placement import Encoder
-from lmsplit.manifests.sentence import SENTENCE, build_sentence
+from lmsplit.manifests.sentence import SENTENCE
+from lmsplit.manifests.sentence_pinned import build_sentence
 
 
 def build(

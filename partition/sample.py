@@ -24,7 +24,8 @@ from lmsplit.manifests.lexical import LEXICAL
 from lmsplit.manifests.model_files import find_model
 from lmsplit.manifests.parquet import parquet_file
 from lmsplit.manifests.placement import Floats, is_unit
-from lmsplit.manifests.sentence import Precision, SentenceEncoder, describe_model, has_fast_bfloat16, load_model
+from lmsplit.manifests.sentence import Precision, SentenceEncoder, describe_model, load_model
+from lmsplit.manifests.sentence_pinned import has_fast_bfloat16
 from lmsplit.partition.config import MAX_HELDOUT_FRACTION, Encoder
 from lmsplit.partition.hashing import chosen
 from lmsplit.partition.ids import losers

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 import torch
 
-from lmsplit.manifests import sentence
+from lmsplit.manifests import sentence_pinned
 from lmsplit.manifests.encoder import build
 from lmsplit.manifests.errors import ConfigurationError, ManifestError
 from lmsplit.manifests.model_files import MINILM, MINILM_PACKAGE, MINILM_REPOSITORY, MINILM_REVISION, find_model
 from lmsplit.manifests.placement import DISTANCE_TOLERANCE, Floats
-from lmsplit.manifests.sentence import SentenceEncoder, build_sentence, load_model
+from lmsplit.manifests.sentence import SentenceEncoder, load_model
+from lmsplit.manifests.sentence_pinned import build_sentence
 from tests.models import (
     BATCH_SIZE,
     KINDS,
@@ -221,7 +222,7 @@ def test_encoder_of_a_gpu_is_audited_on_the_cpu_in_float32(tiny_model: Path) -> 
 @pytest.mark.parametrize("fast", [True, False])
 def test_bfloat16_is_audited_in_float32_where_it_is_slow(tiny_model: Path, fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     description, arrays = pinned(tiny_model, "bfloat16", tolerance=0.05)
-    monkeypatch.setattr(sentence, "has_fast_bfloat16", lambda: fast)
+    monkeypatch.setattr(sentence_pinned, "has_fast_bfloat16", lambda: fast)
     assert precision_of(build_sentence(description, arrays, exact=True, model=str(tiny_model))) == "torch.bfloat16"
     audited = build_sentence(description, arrays, model=str(tiny_model))
     assert precision_of(audited) == ("torch.bfloat16" if fast else "torch.float32")
@@ -241,9 +242,9 @@ def test_fast_bfloat16_is_what_the_processor_says(
     capabilities: dict[str, bool], expected: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
-    assert sentence.has_fast_bfloat16() is expected
+    assert sentence_pinned.has_fast_bfloat16() is expected
     monkeypatch.delattr(torch.cpu, "get_capabilities")
-    assert sentence.has_fast_bfloat16() is False
+    assert sentence_pinned.has_fast_bfloat16() is False
 
 
 def test_remote_code_runs_only_where_it_is_allowed(tiny_model: Path) -> None:
@@ -257,7 +258,7 @@ def test_remote_code_runs_only_where_it_is_allowed(tiny_model: Path) -> None:
 def test_remote_code_is_not_run_because_it_is_allowed(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     description, arrays = pinned(tiny_model)
     asked = []
-    monkeypatch.setattr(sentence, "load_model", lambda *given: asked.append(given) or load_model(*given))
+    monkeypatch.setattr(sentence_pinned, "load_model", lambda *given: asked.append(given) or load_model(*given))
     build(description, arrays, model=str(tiny_model), trust_remote_code=True)
     assert asked == [(tiny_model, "cpu", "float32", False)]
 
