@@ -139,10 +139,9 @@ def cross_losses(table: LossTable, routed_N: Integers) -> dict[str, Any]:
     found["losses"] = {
         unit: {model.name: _row(row) for model, row in zip(table.models, each, strict=True)} for unit, each in losses.items()
     }
-    if not seen_J.all():
-        return found | {"specialization": None, "interference": None, "misrouting": []}
-    elsewhere_JK = _elsewhere(table.domain_N, routed_N, table.num_experts)
-    shares = _SHARES if table.num_experts > 1 else _SHARES[:1]
+    m_KK = m_KK[np.ix_(seen_J, seen_J)]  # a domain without held-out documents is left out
+    elsewhere_JK = _elsewhere(table.domain_N, routed_N, seen_J)
+    shares = _SHARES if len(m_KK) > 1 else _SHARES[:1]
     return found | {
         "specialization": specialization(m_KK),
         "interference": interference(m_KK),
@@ -297,13 +296,15 @@ def _check(campaign: Campaign) -> None:
         raise ConfigurationError(f"evaluation.labels: the manifest has no column {column!r}, it has {', '.join(names)}")
 
 
-def _elsewhere(domain_N: Integers, routed_N: Integers, size: int) -> npt.NDArray[np.float64] | None:
-    """Return (J, K) where misrouted texts go, as measured; to all alike where none of a domain were."""
+def _elsewhere(domain_N: Integers, routed_N: Integers, chosen_K: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64] | None:
+    """Return (J, K) where misrouted texts of some domains go, as measured; to all alike where none of a domain were."""
+    size = int(chosen_K.sum())
     if size == 1:
         return None
-    counts_JK = np.zeros((size, size))
+    counts_JK = np.zeros((len(chosen_K), len(chosen_K)))
     known_N = routed_N >= 0
     np.add.at(counts_JK, (domain_N[known_N], routed_N[known_N]), 1.0)
+    counts_JK = counts_JK[np.ix_(chosen_K, chosen_K)]
     np.fill_diagonal(counts_JK, 0)
     alike_JK = (1 - np.eye(size)) / (size - 1)
     totals_J1 = counts_JK.sum(axis=1, keepdims=True)

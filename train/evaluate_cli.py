@@ -62,10 +62,7 @@ def view(found: dict[str, Any], directory: Path) -> RenderableType:
         parts.append(_latency(found["latency"]))
     if len(found["domains"]) <= _SHOWN_DOMAINS:
         parts.append(_domains(found))
-    if found["specialization"] is not None:
-        parts.append(
-            Text(f"specialization {found['specialization']:.3f}, interference {found['interference']:.3f} nats per token")
-        )
+    parts.append(Text(f"specialization {found['specialization']:.3f}, interference {found['interference']:.3f} nats per token"))
     for name, option in found["missing"].items():
         parts.append(Text(f"! not compared with {name}: train it with lmsplit train {option}"))
     parts.append(Text(f"written: {directory / 'evaluation.json'}, {directory / 'evaluation.svg'}"))

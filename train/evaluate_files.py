@@ -59,13 +59,13 @@ def _heat_map(axes: "Axes", found: dict[str, Any]) -> None:
     axes.set(xlabel="held-out documents of", ylabel="expert of")
     if len(names) <= _WRITTEN:
         for (row, column), value in np.ndenumerate(m_KK):
+            if np.isnan(value):
+                continue
             dark = abs(value) > 0.6 * most
             axes.text(column, row, f"{value:+.2f}", ha="center", va="center", fontsize=6.5, color="white" if dark else "black")
     axes.figure.colorbar(image, ax=axes, label="nats per token above the seed", shrink=0.85)
-    title = "Every expert on every domain"
-    if found["specialization"] is not None:
-        title += f": specialization {found['specialization']:.3f}, interference {found['interference']:.3f}"
-    axes.set_title(title, loc="left")
+    summary = f"specialization {found['specialization']:.3f}, interference {found['interference']:.3f}"
+    axes.set_title(f"Every expert on every domain: {summary}", loc="left")
 
 
 def _ways(axes: "Axes", found: dict[str, Any]) -> None:

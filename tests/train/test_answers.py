@@ -99,3 +99,17 @@ def test_no_way_with_one_expert_is_better_than_the_best(num_experts: int, num_do
     assert ("another expert" in ways) == (num_experts > 1)
     whole = by_likelihood(nats_KT, tokens_N, 100)
     assert (whole == Documents(tokens_N, domain_N, 0).judged_nats(nats_KT).argmin(axis=0)).all()
+
+
+def test_a_domain_without_held_out_documents_is_left_out_of_the_summary() -> None:
+    from lmsplit.train.evaluate import cross_losses
+    from lmsplit.train.loss_table import LossTable, Model
+
+    models = tuple(Model(name, None, None) for name in ("seed", "d00000", "d00001", "d00002"))  # type: ignore[arg-type]
+    nats_MT = np.array([[2, 2, 2], [1, 2, 3], [3, 3, 1], [4, 4, 4]], np.float32)
+    facts = {"tokens_N": np.array([2, 1]), "bytes_N": np.array([4, 2]), "domain_N": np.array([0, 1])}
+    table = LossTable(models, 3, nats_MT, **facts, groups=("a", "b"), doc_ids=("a", "b"), texts=("", ""))
+    found = cross_losses(table, np.array([0, 0]))
+    assert found["cross_loss"]["nats_per_token"] == [[-0.5, 1, None], [1, -1, None], [2, 2, None]]
+    assert (found["specialization"], found["interference"]) == (0.75, 1.0)
+    assert found["misrouting"][-1] == {"share": 1.0, "above_seed": 1.0}
