@@ -33,9 +33,7 @@ def plan(
     budget: Annotated[float, typer.Option(help="FLOPs in total: 6 N (D + K D')")],
     num_parameters: Annotated[list[float] | None, typer.Option(help="an N to choose from; may be repeated; default: any")] = None,
     own_laws: Annotated[bool, typer.Option("--own-laws", help="fit each domain by itself, and give it a D' of its own")] = False,
-    law: Annotated[
-        str | None, typer.Option(help="F0, F1, F2 or F3; default: the best of those that predict the largest runs")
-    ] = None,
+    law: Annotated[str | None, typer.Option(help="F0 to F4; default: the best of those that predict the largest runs")] = None,
     manifest: Annotated[
         str | None, typer.Option(metavar="M", help="whose tokens there are; default: the runs' own record")
     ] = None,

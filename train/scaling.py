@@ -1,6 +1,7 @@
 """Laws for the loss of a model of N parameters after D pretraining and D' specialization tokens: pure functions.
 
-A law is L = E_k + A/N^α + its terms in D and D', each a coefficient times a shape. Every law has an E_k for each domain, the null
+A law is L = E_k + A/N^α + its terms in D and D', each a coefficient times a shape; a law may let D' release capacity, so that the
+term in N falls with it. Every law has an E_k for each domain, the null
 law included, so that none wins by that alone. Another law is one more entry of `LAWS`: the names, bounds and starts of its
 exponents, and the logarithms of its shapes with their gradients. The loss is computed as a log-sum-exp of its terms, which
 is how scaling laws are fitted (arXiv 2404.10102). The forms are assumptions: the law of arXiv 2603.19149 is not known to us.
@@ -20,6 +21,10 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 Shapes = Callable[[Floats, Floats, Floats], tuple[Floats, Floats]]
 """(exponents_Q, log D_R, log D'_R, which is -inf for 0) to (T, R) log shapes and (T, Q, R) their gradients."""
+
+
+Release = Callable[[Floats, Floats], tuple[Floats, Floats]]
+"""(exponents_Q, log D'_R) to (R,) the log of what is left of the term in N, 0 without specialization, and (Q, R) its gradient."""
 
 
 class Points(NamedTuple):
@@ -62,6 +67,14 @@ class Law:
     log_shapes: Shapes
     to_tokens: Callable[[Floats, float], Floats]
     """(exponents where tokens are counted in units of u, log u) to those where they are counted one by one."""
+    release: Release | None = None
+    """What specialization leaves of the term in N; None: all of it."""
+
+    def log_release(self, exponent_Q: Floats, log_specialization_R: Floats) -> tuple[Floats, Floats]:
+        """Return `release`, or that all is left."""
+        if self.release is None:
+            return np.zeros_like(log_specialization_R), np.zeros((len(exponent_Q), len(log_specialization_R)))
+        return self.release(exponent_Q, log_specialization_R)
 
     @property
     def parameter_names(self) -> tuple[str, ...]:
@@ -116,11 +129,13 @@ def log_loss(law: Law, parameters_P: Floats, points: Points) -> tuple[Floats, Fl
     """
     values = Parameters.of(parameters_P, law)
     log_size_R, log_pretraining_R = np.log(points.num_parameters_R), np.log(points.pretraining_R)
-    shapes_TR, gradient_TQR = law.log_shapes(values.exponent_Q, log_pretraining_R, _log(points.specialization_R))
+    log_specialization_R = _log(points.specialization_R)
+    shapes_TR, gradient_TQR = law.log_shapes(values.exponent_Q, log_pretraining_R, log_specialization_R)
+    release_R, release_QR = law.log_release(values.exponent_Q, log_specialization_R)
     terms = np.concatenate(
         [
             values.log_floor_K[points.domain_R][None],
-            (values.log_size - values.size_exponent * log_size_R)[None],
+            (values.log_size - values.size_exponent * log_size_R + release_R)[None],
             values.log_coefficient_T[:, None] + shapes_TR,
         ]
     )
@@ -130,7 +145,7 @@ def log_loss(law: Law, parameters_P: Floats, points: Points) -> tuple[Floats, Fl
     weights /= total_R
     num_domains = len(values.log_floor_K)
     floors_KR = np.where(np.arange(num_domains)[:, None] == points.domain_R, weights[0], 0.0)
-    exponents_QR = np.einsum("tr,tqr->qr", weights[2:], gradient_TQR)
+    exponents_QR = np.einsum("tr,tqr->qr", weights[2:], gradient_TQR) + weights[1] * release_QR
     gradient_PR = np.concatenate([floors_KR, weights[1:], (-weights[1] * log_size_R)[None], exponents_QR])
     return highest_R + np.log(total_R), gradient_PR
 
@@ -176,6 +191,18 @@ def _interacting(exponent_Q: Floats, pretraining_R: Floats, specialization_R: Fl
     return (slope_R * tokens_R - first * pretraining_R)[None], np.array(gradient)
 
 
+def _with_release(exponent_Q: Floats, pretraining_R: Floats, specialization_R: Floats) -> tuple[Floats, Floats]:
+    shapes_TR, gradient_TQR = _interacting(exponent_Q[:4], pretraining_R, specialization_R)
+    return shapes_TR, np.concatenate([gradient_TQR, np.zeros((1, 1, len(pretraining_R)))], axis=1)
+
+
+def _release(exponent_Q: Floats, specialization_R: Floats) -> tuple[Floats, Floats]:
+    offset, delta = exponent_Q[3:]
+    grown_R = np.logaddexp(specialization_R, offset) - offset
+    zero_R = np.zeros_like(grown_R)
+    return -delta * grown_R, np.stack([zero_R, zero_R, zero_R, -delta * np.expm1(-grown_R), -grown_R])
+
+
 def _unchanged(exponent_Q: Floats, _log_unit: float) -> Floats:
     return exponent_Q
 
@@ -193,6 +220,10 @@ def _transfer_in_tokens(exponent_Q: Floats, log_unit: float) -> Floats:
 def _interacting_in_tokens(exponent_Q: Floats, log_unit: float) -> Floats:
     first, second, third, offset = exponent_Q
     return np.array([first + third * log_unit, second + third * log_unit, third, offset + log_unit])
+
+
+def _with_release_in_tokens(exponent_Q: Floats, log_unit: float) -> Floats:
+    return np.append(_interacting_in_tokens(exponent_Q[:4], log_unit), exponent_Q[4])
 
 
 _OFFSET: Final = Exponent("log d0", -12.0, 3.0, (-6.0, -3.0))
@@ -241,9 +272,25 @@ LAWS: Final[dict[str, Law]] = {
             _interacting,
             _interacting_in_tokens,
         ),
+        Law(
+            "F4",
+            "E_k + A/N^alpha (1 + D'/d0)^-delta + C D^(-alpha1) (D' + d0)^(-alpha2 + alpha3 log D)",
+            ("C",),
+            (
+                Exponent("alpha1", -0.5, 2.0, (0.1, 0.4)),
+                Exponent("alpha2", -0.5, 2.0, (0.05, 0.2)),
+                Exponent("alpha3", -0.5, 0.5, (-0.02, 0.02)),
+                _OFFSET,
+                Exponent("delta", 0.0, 1.5, (0.1,)),
+            ),
+            _with_release,
+            _with_release_in_tokens,
+            _release,
+        ),
     )
 }
 """F0, the null, is Chinchilla's law on all tokens alike (arXiv 2203.15556, section 3.3); F1 has separate contributions; F2 counts
-pretraining tokens as so many specialization tokens (effective transfer, arXiv 2102.01293); in F3 the two act on each other.
+pretraining tokens as so many specialization tokens (effective transfer, arXiv 2102.01293); in F3 the two act on each other; in F4
+a model that has one domain to hold, and no longer all of them, does with less capacity: specialization takes from the term in N.
 Bounds and starts are assumptions, wide of what was published.
 """

@@ -196,7 +196,8 @@ class _Problem:
             specialization_R = np.log(points.specialization_R)
         shapes_TR, _ = self.law.log_shapes(exponent_Q, np.log(points.pretraining_R), specialization_R)
         columns = [points.domain_R == domain for domain in range(self.num_domains)]
-        columns += [points.num_parameters_R**-size_exponent * self.has_sizes, *np.exp(shapes_TR)]
+        release_R, _ = self.law.log_release(exponent_Q, specialization_R)
+        columns += [points.num_parameters_R**-size_exponent * np.exp(release_R) * self.has_sizes, *np.exp(shapes_TR)]
         loss_R = np.exp(self.log_loss_R)
         coefficients, _ = nnls(np.stack(columns, axis=1) / loss_R[:, None], np.ones(len(loss_R)))
         logs = np.log(np.maximum(coefficients, 1e-3))

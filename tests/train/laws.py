@@ -15,6 +15,7 @@ TRUTHS: Final = {
     "F1": Parameters(FLOORS, np.log(482.0), np.log([700.0, 9.1]), 0.348, np.array([0.366, 0.2, np.log(1e5)])),
     "F2": Parameters(FLOORS, np.log(482.0), np.log([1500.0]), 0.348, np.array([0.4, np.log(660.0), 0.6])),
     "F3": Parameters(FLOORS, np.log(482.0), np.log([152.0]), 0.348, np.array([0.15, 0.1, -0.005, np.log(1e5)])),
+    "F4": Parameters(FLOORS, np.log(482.0), np.log([152.0]), 0.348, np.array([0.15, 0.1, -0.005, np.log(1e5), 0.15])),
 }
 
 

@@ -28,6 +28,8 @@ def by_hand(name: str, n: float, d: float, s: float, k: int) -> float:
         return float(size + b[0] / d ** q[0] + b[1] / (s + math.exp(q[2])) ** q[1])
     if name == "F2":
         return float(size + b[0] / (s + math.exp(q[1]) * d ** q[2]) ** q[0])
+    if name == "F4":
+        size -= math.exp(values.log_size) / n**values.size_exponent * (1 - (1 + s / math.exp(q[3])) ** -q[4])
     return float(size + b[0] * d ** -q[0] * (s + math.exp(q[3])) ** (-q[1] + q[2] * math.log(d)))
 
 

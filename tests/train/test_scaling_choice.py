@@ -47,7 +47,7 @@ def test_choose_refuses_runs_that_are_too_much_alike() -> None:
         specialization_R=np.where(points.specialization_R > 0, 3e5, 0.0),
     )
     loss_R = np.where(one.specialization_R > 0, 3.5, 4.0)
-    with pytest.raises(ConfigurationError, match=r"do not pin F0, F1, F2, F3 down: they have 1 of N, 1 of D, 2 of D'"):
+    with pytest.raises(ConfigurationError, match=r"do not pin F0, F1, F2, F3, F4 down: they have 1 of N, 1 of D, 2 of D'"):
         choose(one, loss_R)
 
 
