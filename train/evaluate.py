@@ -48,6 +48,7 @@ from lmsplit.train.models import load_model
 from lmsplit.train.routed import Routed, fitted_temperature, routed
 from lmsplit.train.router import Router, Routing
 from lmsplit.train.routing_accuracy import accuracy, by_likelihood, majority_labels
+from lmsplit.train.text_losses import sums_of_documents
 
 Progress = Callable[[str, int, int], None]
 Integers = npt.NDArray[np.int64]
@@ -127,9 +128,10 @@ def cross_losses(table: LossTable, routed_N: Integers) -> dict[str, Any]:
         table: the losses.
         routed_N: where each document's prompt is routed to, for where misrouted texts go.
     """
+    sums_MN = np.stack([sums_of_documents(nats_T, table.tokens_N) for nats_T in table.nats_MT])
     losses = {
-        "nats_per_token": by_domain(_sums(table), table.tokens_N, table.domain_N, table.num_experts),
-        "bits_per_byte": by_domain(_sums(table), table.bytes_N, table.domain_N, table.num_experts) * _BITS_PER_NAT,
+        "nats_per_token": by_domain(sums_MN, table.tokens_N, table.domain_N, table.num_experts),
+        "bits_per_byte": by_domain(sums_MN, table.bytes_N, table.domain_N, table.num_experts) * _BITS_PER_NAT,
     }
     of_experts = slice(1, 1 + table.num_experts)
     matrices = {unit: cross_loss(each[of_experts], each[0]) for unit, each in losses.items()}
@@ -343,11 +345,6 @@ def _missing(models: Sequence[Model]) -> dict[str, str]:
     """Return the baselines that are not there, and the option of `lmsplit train` that makes each."""
     wanted = {MERGED: "--merge"} | {f"{DENSE}-{matched}": f"--dense {matched}" for matched in Matched}
     return {name: option for name, option in wanted.items() if name not in {model.name for model in models}}
-
-
-def _sums(table: LossTable) -> npt.NDArray[np.float64]:
-    whole = Documents(table.tokens_N, table.domain_N, 0)
-    return whole.judged_nats(table.nats_MT)
 
 
 def _row(values: npt.NDArray[np.float64]) -> list[float | None]:

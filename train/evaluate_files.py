@@ -3,18 +3,16 @@
 Reads the plain object that `evaluate` returns. Labels come from a corpus and are shown as text.
 """
 
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
-from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.train.picture import picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-_SETTINGS: Final = {"svg.hashsalt": "lmsplit", "svg.fonttype": "none", "font.size": 9}
 _BLUE, _ORANGE, _GREY = "#2166ac", "#d6604d", "0.45"
 _LONGEST: Final = 24
 _WRITTEN: Final = 16
@@ -31,21 +29,12 @@ def draw(found: dict[str, Any], path: Path) -> None:
     Raises:
         ConfigurationError: matplotlib is missing.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ConfigurationError("the picture needs matplotlib, which is not installed: pip install matplotlib") from error
-    image = BytesIO()
     size = max(4.2, 0.42 * len(found["domains"]))
-    with mpl.rc_context(_SETTINGS):
-        figure = Figure(figsize=(2.2 * size + 1.5, size + 4.5), layout="constrained")
+    with picture(path, (2.2 * size + 1.5, size + 4.5), **{"font.size": 9}) as figure:
         grid = figure.add_gridspec(2, 2, height_ratios=(size, 3.6), width_ratios=(1.25, 1))
         _heat_map(figure.add_subplot(grid[0, :]), found)
         _ways(figure.add_subplot(grid[1, 0]), found)
         _routing(figure.add_subplot(grid[1, 1]), found)
-        figure.savefig(image, format="svg", metadata={"Date": None})
-    path.write_bytes(image.getvalue())
 
 
 def _heat_map(axes: "Axes", found: dict[str, Any]) -> None:

@@ -9,7 +9,7 @@ An expert starts from the seed's weights, with a fresh optimizer or the seed's, 
 
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError, ManifestError
@@ -95,15 +95,7 @@ def train_expert(campaign: Campaign, domain: Domain, seed: RunRecord) -> RunReco
         LmsplitError: see `phase.run_phase` and `phase.finished_record`.
     """
     run = campaign.expert_run(domain, seed.weights_sha256)
-    if (record := finished_record(run)) is not None:
-        logger.info("%s is done already", run.directory)
-        return record if is_main() else None
-    with main_first():
-        shares = _own_and_others(campaign, run, domain)
-    if _needs_launcher(campaign):
-        Workers(campaign).train(["--domain", domain.domain], run.name)
-        return read_record(run.directory)
-    return run_phase(campaign, run, _continued(campaign, seed), shares)
+    return _continue(campaign, run, seed, ["--domain", domain.domain], lambda: _own_and_others(campaign, run, domain))
 
 
 def train_dense(campaign: Campaign, matched: Matched, seed: RunRecord) -> RunRecord | None:
@@ -124,15 +116,22 @@ def train_dense(campaign: Campaign, matched: Matched, seed: RunRecord) -> RunRec
         LmsplitError: see `phase.run_phase` and `phase.finished_record`.
     """
     run = campaign.dense_run(matched, seed.weights_sha256)
+    return _continue(campaign, run, seed, ["--dense", matched], lambda: _of_all_experts(campaign, run))
+
+
+def _continue(
+    campaign: Campaign, run: Run, seed: RunRecord, options: list[str], shares: Callable[[], list[Share]]
+) -> RunRecord | None:
+    """Continue a copy of the seed unless that is done; `options` are what asks the command for it."""
     if (record := finished_record(run)) is not None:
         logger.info("%s is done already", run.directory)
         return record if is_main() else None
     with main_first():
-        shares = _of_all_experts(campaign, run)
+        packed = shares()
     if _needs_launcher(campaign):
-        Workers(campaign).train(["--dense", matched], run.name)
+        Workers(campaign).train(options, run.name)
         return read_record(run.directory)
-    return run_phase(campaign, run, _continued(campaign, seed), shares)
+    return run_phase(campaign, run, _continued(campaign, seed), packed)
 
 
 def _of_all_experts(campaign: Campaign, run: Run) -> list[Share]:
