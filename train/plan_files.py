@@ -4,15 +4,14 @@ The picture: lines of equal predicted loss over D and D' for models of the plann
 the optimum, 80/20, and the runs that the law was fitted to. This does *not* decide anything.
 """
 
-from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import yaml
 
-from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.train.allocation import FLOPS_PER_PARAMETER_AND_TOKEN
+from lmsplit.train.picture import picture
 from lmsplit.train.plan import Plan, at_size
 from lmsplit.train.presets import GIVEN, PRESETS, preset_near
 from lmsplit.train.runs import Runs
@@ -22,7 +21,6 @@ if TYPE_CHECKING:
 
 _BLUE: Final = "#0072B2"
 _ORANGE: Final = "#D55E00"
-_SETTINGS: Final[dict[str, Any]] = {"svg.hashsalt": "lmsplit", "svg.fonttype": "none", "font.family": "sans-serif"}
 _GRID: Final = 80
 _SAME_SIZE: Final = 0.01
 _NEAR_SIZE: Final = 0.05
@@ -118,17 +116,8 @@ def draw(plan: Plan, runs: Runs, path: Path) -> None:
     Raises:
         ConfigurationError: matplotlib is missing.
     """
-    try:
-        import matplotlib as mpl
-        from matplotlib.figure import Figure
-    except ModuleNotFoundError as error:
-        raise ConfigurationError("the picture needs matplotlib, which is not installed: pip install matplotlib") from error
-    image = BytesIO()
-    with mpl.rc_context(_SETTINGS):
-        figure = Figure(figsize=(7.2, 5.4), layout="constrained")
+    with picture(path, (7.2, 5.4), **{"font.family": "sans-serif"}) as figure:
         _fill(figure.add_subplot(), plan, runs)
-        figure.savefig(image, format="svg", metadata={"Date": None})
-    path.write_bytes(image.getvalue())
 
 
 def _fill(axes: "Axes", plan: Plan, runs: Runs) -> None:

@@ -142,13 +142,14 @@ def _is_enough(law: Law, points: Points, by_domain: bool) -> bool:
     """Whether there are enough runs to choose a law: twice as many as it has parameters, or it bends to every one of them."""
     runs_K = np.bincount(points.domain_R)
     if by_domain:
-        return bool(len(runs_K) > 1 and runs_K.min() >= _RUNS_PER_PARAMETER * (1 + len(law.parameter_names)))
+        return bool(runs_K.min() >= _RUNS_PER_PARAMETER * (1 + len(law.parameter_names)))
     return len(points.domain_R) >= _RUNS_PER_PARAMETER * (len(runs_K) + len(law.parameter_names))
 
 
 def _fits(laws: Mapping[str, Law], points: Points, loss_R: Floats, by_domain: bool | None) -> dict[Candidate, AnyFit]:
     """Fit each law that there are enough runs for, and that these tell all parameters of; the simplest one in any case."""
-    kinds = (False, True) if by_domain is None else (by_domain,)
+    is_one = not points.domain_R.any()  # domain: both kinds are the same
+    kinds = ((False,) if is_one else (False, True)) if by_domain is None else (by_domain,)
     able = [Candidate(name, kind) for name in laws for kind in kinds if _is_enough(laws[name], points, kind)]
     candidates = able or [Candidate(next(iter(laws)), kinds[0])]
     fits = {each: KINDS[each.by_domain](laws[each.law], points, loss_R) for each in candidates}
