@@ -4,8 +4,9 @@ The corpora in twelve domains (`lexical`), a tokenizer of 1,024 tokens, steps of
 `lmsplit plan --ladder --run` makes it, gives the runs; the law is chosen and fitted on them, for all domains together or for each
 by itself.
 
-- `interpolating`: mean |predicted − measured| ÷ measured over runs that the fit did not see, a fifth of the trunks of experts at
-  a time. `at 4×`: the same where the runs of more than a quarter of the dearest run's compute are left out, over these;
+- `left out`: mean |predicted − measured| ÷ measured over runs that the fit did not see, a fifth of the trunks of experts at a
+  time: all D' of a size, a D and a domain. `interpolating`: over those of them whose D lies between two that the fit saw, of
+  their size and domain. `at 4×`: where the runs of more than a quarter of the dearest run's compute are left out, over these;
   `chosen at 4×`: the law that is chosen without them.
 - the sweep: models of `--size` parameters, one budget in total, spent in each of several ways from nearly all on the experts to
   no split, with the ladder's schedule; seed and experts of `--experts` domains trained and measured. `predicted` is the law's.
@@ -107,11 +108,22 @@ def without(runs: Runs, left_out: Any) -> Runs:
     return Runs(runs.points.take(~left_out), runs.loss_R[~left_out], runs.domains)
 
 
-def error(law: str, by_domain: bool, runs: Runs, left_out: Any) -> float:
-    """Return the mean relative error on the runs that a fit of the others did not see."""
+def errors_of(law: str, by_domain: bool, runs: Runs, left_out: Any) -> Any:
+    """Return the relative errors on the runs that a fit of the others did not see."""
     rest = without(runs, left_out)
     found = KINDS[by_domain](LAWS[law], rest.points, rest.loss_R)
-    return float(np.abs(found.predict(runs.points.take(left_out)) / runs.loss_R[left_out] - 1).mean())
+    return np.abs(found.predict(runs.points.take(left_out)) / runs.loss_R[left_out] - 1)
+
+
+def is_between(runs: Runs, left_out: Any) -> Any:
+    """Whether each run that is left out has a D between two of the others, of its size and domain."""
+    points, rest = runs.points, runs.points.take(~left_out)
+    found = []
+    for number in np.flatnonzero(left_out):
+        alike = (rest.num_parameters_R == points.num_parameters_R[number]) & (rest.domain_R == points.domain_R[number])
+        seen = rest.pretraining_R[alike & (rest.specialization_R > 0)]
+        found.append(len(seen) > 0 and seen.min() < points.pretraining_R[number] < seen.max())
+    return np.array(found)
 
 
 def errors(runs: Runs) -> list[dict[str, Any]]:
@@ -127,11 +139,12 @@ def errors(runs: Runs) -> list[dict[str, Any]]:
     before = choose(rest.points, rest.loss_R)
     rows = []
     for name, by_domain in itertools.product(LAWS, KINDS):
-        inside = []
+        unseen, inside = [], []
         for fold in range(5):
             left_out = np.zeros(len(runs.loss_R), bool)
             left_out[experts[folds == fold]] = True
-            inside.append(error(name, by_domain, runs, left_out))
+            unseen.append(errors_of(name, by_domain, runs, left_out))
+            inside.append(unseen[-1][is_between(runs, left_out)])
         fitted = KINDS[by_domain](LAWS[name], runs.points, runs.loss_R)
         rows.append(
             {
@@ -141,8 +154,10 @@ def errors(runs: Runs) -> list[dict[str, Any]]:
                 "runs": len(runs.loss_R),
                 "parameters": fitted.num_free,
                 "error on the runs": fitted.mean_relative_error(),
-                "interpolating": float(np.mean(inside)),
-                "at 4×": error(name, by_domain, runs, large),
+                "left out": float(np.concatenate(unseen).mean()),
+                "interpolating": float(np.concatenate(inside).mean()),
+                "interpolated": sum(map(len, inside)),
+                "at 4×": float(errors_of(name, by_domain, runs, large).mean()),
                 "left out at 4×": int(large.sum()),
                 "chosen at 4×": (name, by_domain) == (before.law, isinstance(before.fit, OwnFits)),
             }

@@ -194,6 +194,7 @@ def _typical(target: Target) -> dict[str, Floats]:
         "F1": (np.array([0.35, 0.2, specialization - 3.0]), 2),
         "F2": (np.array([0.3, specialization - 0.6 * pretraining, 0.6]), 1),
         "F3": (np.array([0.15, 0.15, 0.0, specialization - 3.0]), 1),
+        "F4": (np.array([0.15, 0.15, 0.0, specialization - 3.0, 0.1]), 1),
     }
     typical = {}
     for name, (exponent_Q, num_terms) in found.items():

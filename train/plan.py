@@ -73,6 +73,8 @@ class Plan:
 
     question: Question
     domains: tuple[str, ...]
+    laws: tuple[str, ...]
+    """Names of the laws to choose from."""
     choice: Choice
     predictor: Predictor
     supply: Supply
@@ -185,6 +187,7 @@ def recommend(runs: Runs, question: Question, supply_K: Sequence[float] | None =
     plan = Plan(
         question,
         runs.domains,
+        tuple(laws),
         choice,
         predictor,
         supply,

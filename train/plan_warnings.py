@@ -28,7 +28,8 @@ def warnings_of(plan: "Plan", runs: Runs) -> list[str]:
         plan: the plan.
         runs: what it was made from.
     """
-    return [*_past_the_runs(plan, runs), *_disagreements(plan, runs), *_bound_by_supply(plan), *_poor_fit(plan, runs)]
+    found = [*_past_the_runs(plan, runs), *_disagreements(plan, runs), *_bound_by_supply(plan)]
+    return [*found, *_laws_left_out(plan), *_poor_fit(plan, runs)]
 
 
 def _past_the_runs(plan: "Plan", runs: Runs) -> list[str]:
@@ -79,6 +80,19 @@ def _bound_by_supply(plan: "Plan") -> list[str]:
     if best.flops < 0.99 * plan.question.budget:
         found.append(f"supply binds: {1 - best.flops / plan.question.budget:.0%} of the budget cannot be spent on these tokens")
     return found
+
+
+def _laws_left_out(plan: "Plan") -> list[str]:
+    """Say which laws were no choice; the null law, which is the last to go, never splits."""
+    left_out = [name for name in plan.laws if name not in plan.choice.judgements]
+    if not left_out:
+        return []
+    of_domains = " of each domain" if plan.question.own_laws else ""
+    advice = "add runs, or leave --own-laws out" if plan.question.own_laws else "add runs"
+    return [
+        f"the runs{of_domains} are too few, or too much alike, for {', '.join(left_out)}: the choice was among "
+        f"{', '.join(plan.choice.judgements)}; {advice}"
+    ]
 
 
 def _poor_fit(plan: "Plan", runs: Runs) -> list[str]:

@@ -113,6 +113,13 @@ def test_recommend_plans_one_model_where_no_run_is_an_expert() -> None:
         recommend(dense, Question(BUDGET, (N,), law="F1"))
 
 
+def test_recommend_says_which_laws_the_runs_are_too_few_for() -> None:
+    found = recommend(measured("F1", num_runs=48), Question(BUDGET, (N,), own_laws=True, **QUICK))
+    expected = "the runs of each domain are too few, or too much alike, for F1, F2, F3, F4: the choice was among F0"
+    assert any(each.startswith(expected) and "leave --own-laws out" in each for each in found.warnings), found.warnings
+    assert not any("too few" in each for each in recommend(measured("F1"), Question(BUDGET, (N,), **QUICK)).warnings)
+
+
 def test_recommend_by_own_laws_gives_each_domain_its_tokens() -> None:
     runs = measured("F1", noise=0.001, num_runs=400)
     slow = runs.points.domain_R == 3
