@@ -37,7 +37,8 @@ def mixture_weights(scores_NK: npt.ArrayLike, temperature: float, num_experts: i
     logits_NK = 2 * np.asarray(scores_NK, np.float64) / temperature
     ranks_NK = np.argsort(np.argsort(-logits_NK, axis=1, kind="stable"), axis=1, kind="stable")
     kept_NK = np.where(ranks_NK < num_experts, logits_NK, -np.inf)
-    return np.asarray(np.exp(kept_NK - logsumexp(kept_NK, axis=1, keepdims=True)))
+    weights_NK = np.exp(kept_NK - kept_NK.max(axis=1, keepdims=True))  # scipy's softmax costs a prompt 0.1 ms
+    return np.asarray(weights_NK / weights_NK.sum(axis=1, keepdims=True))
 
 
 def fit_temperature(scores_NK: npt.ArrayLike, domain_N: npt.ArrayLike) -> float:
