@@ -11,10 +11,11 @@ three other weights (`seeds`):
 
 All of them but the dense ones draw the same rows of other domains. FLOPs are matched: where the seed is run on these rows too,
 the expert trains on fewer tokens. S is what the experts gain on their own domains, I what they lose on others (`cross_loss`),
-nats per token; `routed` is the loss of held-out documents that go to their own domain's expert, `routed, measured` to where the
-manifest's rule places their first 128 characters (`misrouted` says how many go elsewhere). ε* is the share of misrouted texts
-from which on experts have a lower routed loss than `plain`, errors spread over all domains. `− plain` and `− replay` are paired
-differences of `routed, measured` with 95 % intervals, seeds and documents drawn with replacement; below 0 is the better one.
+nats per token, domains counting alike; `routed` is the loss of held-out documents that go to their own domain's expert,
+`routed, measured` to where the manifest's rule places their first 128 characters (`misrouted` says how many go elsewhere). ε*
+is the share of misrouted texts from which on experts have a lower routed loss than `plain`, errors spread over all domains.
+`− plain` and `− replay` are paired differences of `routed, measured` with 95 % intervals, seeds and originals of documents
+drawn with replacement; below 0 is the better one.
 
 Runs that are done are kept in `--output`, so that the benchmark goes on where it was cut off. Takes about 2.5 hours on 2 cores.
 """
@@ -32,6 +33,7 @@ import numpy.typing as npt
 import polars as pl
 from matplotlib.figure import Figure
 from measure import RESULTS, write_results
+from paired import Judged, shown
 from shuffled import ShuffledManifest
 from vectors import CORPUS, manifest
 
@@ -53,7 +55,6 @@ FRACTION: Final = 0.03
 HELD_OUT: Final = 60
 """Documents of a domain."""
 PREFIX: Final = 128
-DRAWS: Final = 2000
 
 # Shapes: K experts, N held-out documents.
 
@@ -98,6 +99,7 @@ class Bench:
         self.shuffled = ShuffledManifest.of(self.manifest)
         documents = held_out(self.manifest)
         self.texts = documents["text"].to_list()
+        self.groups = documents["group"].to_numpy()
         self.domain_N = {False: documents["domain"].to_numpy(), True: self.shuffled.domains_of(documents["doc_id"])}
         vectors_ND = self.manifest.encoder().encode([text[:PREFIX] for text in self.texts])
         self.routed_N = self.manifest.rule().place(vectors_ND).domain
@@ -176,12 +178,16 @@ class Bench:
         """Return (N,) the tokens of each held-out document, as the seed's tokenizer has them."""
         return np.asarray(np.load(self.output / f"tokens-{seed}.npy"))
 
+    def judged(self, seed: int) -> Judged:
+        """Return what is judged, in the domains of the manifest."""
+        return Judged(self.tokens(seed), self.domain_N[False], self.groups)
+
 
 def held_out(manifest: Manifest) -> pl.DataFrame:
-    """Return the same number of held-out documents of each domain: doc_id, text, domain as a number."""
+    """Return the same number of held-out documents of each domain: doc_id, text, group, domain as a number."""
     found = []
     for domain in manifest.domains:
-        batches = manifest.documents(domain.domain, "heldout", ["doc_id", "text"])
+        batches = manifest.documents(domain.domain, "heldout", ["doc_id", "text", "group"])
         table = pl.concat([pl.from_arrow(batch) for batch in batches])
         chosen = table.gather(np.linspace(0, len(table) - 1, HELD_OUT).astype(int))
         found.append(chosen.with_columns(pl.lit(domain_index(domain.domain)).alias("domain")))
@@ -204,19 +210,6 @@ def routed(nats_KN: npt.NDArray[np.float64], expert_N: npt.NDArray[np.int64]) ->
     return all_experts(nats_KN)[expert_N, np.arange(nats_KN.shape[1])]
 
 
-def interval(differences_SN: npt.NDArray[np.float64], tokens_N: npt.NDArray[np.int64]) -> str:
-    """Return the mean difference per token with its 95 % interval; seeds and documents are drawn with replacement."""
-    generator = np.random.default_rng(0)
-    num_seeds, num_documents = differences_SN.shape
-    draws = []
-    for _ in range(DRAWS):
-        documents = generator.integers(0, num_documents, num_documents)
-        seeds = generator.integers(0, num_seeds, num_seeds)
-        draws.append(differences_SN[seeds][:, documents].mean(axis=0).sum() / tokens_N[documents].sum())
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return f"{differences_SN.mean(axis=0).sum() / tokens_N.sum():+.4f} [{low:+.4f}, {high:+.4f}]"
-
-
 def row(bench: Bench, name: str, seeds: list[int]) -> dict[str, Any]:
     """Return a row of the table."""
     random = ARMS[name].random
@@ -228,14 +221,14 @@ def row(bench: Bench, name: str, seeds: list[int]) -> dict[str, Any]:
         tokens_N, nats_KN = bench.tokens(seed), all_experts(bench.measured(name, seed))
         of_seed_J = by_domain(bench.measured("seed", seed), tokens_N, domain_N)[0]
         tables.append(cross_loss(by_domain(nats_KN, tokens_N, domain_N), of_seed_J))
-        losses.append([routed(nats_KN, each).sum() / tokens_N.sum() for each in (domain_N, expert_N)])
+        losses.append([bench.judged(seed).loss(routed(nats_KN, each)) for each in (domain_N, expert_N)])
         for other, found in differences.items():
             found.append(routed(nats_KN, expert_N) - routed(bench.measured(other, seed), bench.routed_N))
         if not random:
             plain = cross_loss(by_domain(bench.measured("plain", seed), tokens_N, domain_N), of_seed_J)
             ahead.append(break_even(plain, tables[-1]))
     right, measured = np.mean(losses, axis=0)
-    tokens_N = bench.tokens(seeds[0])
+    judged = bench.judged(seeds[0])
     return {
         "experts": name,
         "seeds": len(seeds),
@@ -245,8 +238,8 @@ def row(bench: Bench, name: str, seeds: list[int]) -> dict[str, Any]:
         "routed, measured": None if random else float(measured),
         "misrouted": None if random else float((bench.routed_N != domain_N).mean()),
         "ε*": float(np.median(ahead)) if ahead else None,
-        "− plain": None if random else interval(np.stack(differences["plain"]), tokens_N),
-        "− replay": None if random else interval(np.stack(differences["replay"]), tokens_N),
+        "− plain": None if random else shown(judged.interval(np.stack(differences["plain"]))),
+        "− replay": None if random else shown(judged.interval(np.stack(differences["replay"]))),
     }
 
 

@@ -8,7 +8,7 @@ experts', or the same seed's continued as one dense model, on the same tokens of
 - losses: nats per token after prompts of 64 tokens, a mean over domains. `routed`: by the manifest's rule on the prompt.
   `random`: experts of random clusters of the same sizes, each document answered by its own. `per model`: dense, for the tokens of
   one expert.
-- `routed − …`: paired differences with 95 % intervals, seeds and documents of each domain drawn with replacement; below 0 the
+- `routed − …`: paired differences with 95 % intervals, seeds and originals of documents drawn with replacement; below 0 the
   experts win. `domains won`: of twelve, against `dense, total`.
 - cloze: questions of the domains whose most frequent label is legal, scientific or engineering (`SPECIAL`), accuracy by
   lm-evaluation-harness; `first token` and `answer`: median milliseconds for a prompt of 64 tokens and 32 more, router included.
@@ -29,10 +29,12 @@ import numpy.typing as npt
 import polars as pl
 from matplotlib.figure import Figure
 from measure import RESULTS, write_results
+from paired import Judged, shown
 from shuffled import ShuffledManifest
 from vectors import CORPUS, manifest
 
 from lmsplit.manifests.configuration import load
+from lmsplit.manifests.layout import domain_index
 from lmsplit.manifests.reader import Manifest
 from lmsplit.train import experts
 from lmsplit.train.answers import Documents
@@ -54,7 +56,6 @@ BUDGET: Final = 1.2e13
 """FLOPs of a seed and its experts together."""
 PROMPT: Final = 64
 HELD_OUT: Final = 60
-DRAWS: Final = 2000
 SPECIAL: Final = ("legal-contracts", "cs-research", "mathematics", "medicine", "software-docs")
 """Labels of legal, scientific and engineering text."""
 
@@ -132,40 +133,21 @@ class Cell:
         return nats_N
 
 
-def interval(cells: list[pl.DataFrame], way: str, other: str) -> tuple[float, float, float]:
-    """Return the mean difference of two ways, domains counting alike, and its interval; seeds and documents are drawn."""
-    generator = np.random.default_rng(0)
-    domains = [cells[0]["domain"].to_numpy() == name for name in sorted(set(cells[0]["domain"]))]
-    tokens_N = cells[0]["judged_tokens"].to_numpy()
-    differences_SN = np.stack([(cell[way] - cell[other]).to_numpy() for cell in cells])
-
-    def mean(counts_N: npt.NDArray[Any], weights_S: npt.NDArray[Any]) -> float:
-        """Return the mean over domains where each document and seed counts so often."""
-        nats_N = weights_S @ differences_SN / weights_S.sum() * counts_N
-        return float(np.mean([nats_N[each].sum() / (tokens_N * counts_N)[each].sum() for each in domains]))
-
-    draws = []
-    for _ in range(DRAWS):
-        counts_N = np.zeros(len(tokens_N))
-        for each in domains:
-            counts_N[each] = generator.multinomial(each.sum(), np.full(each.sum(), 1 / each.sum()))
-        draws.append(mean(counts_N, generator.multinomial(len(cells), np.full(len(cells), 1 / len(cells))).astype(float)))
-    low, high = np.quantile(draws, [0.025, 0.975])
-    return mean(np.ones(len(tokens_N)), np.ones(len(cells))), float(low), float(high)
+def judged(cells: list[pl.DataFrame]) -> Judged:
+    """Return what is judged: the same documents in all cells."""
+    documents = cells[0]
+    domains = documents["domain"].map_elements(domain_index, pl.Int64).to_numpy()
+    return Judged(documents["judged_tokens"].to_numpy(), domains, documents["group"].to_numpy())
 
 
-def shown(difference: tuple[float, float, float]) -> str:
-    """Return a difference with its interval."""
-    mean, low, high = difference
-    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]"
+def difference(cells: list[pl.DataFrame], way: str, other: str) -> str:
+    """Return by how much a way's loss is above another one's, with its interval."""
+    return shown(judged(cells).interval(np.stack([(cell[way] - cell[other]).to_numpy() for cell in cells])))
 
 
 def loss(cells: list[pl.DataFrame], way: str) -> float:
     """Return the loss of a way, a mean over domains and seeds."""
-    of_seeds = [
-        cell.group_by("domain").agg(pl.col(way).sum() / pl.col("judged_tokens").sum()).get_column(way).mean() for cell in cells
-    ]
-    return float(np.mean(of_seeds))
+    return float(np.mean([judged(cells).loss(cell[way].to_numpy()) for cell in cells]))
 
 
 def wins(cells: list[pl.DataFrame]) -> int:
@@ -202,7 +184,6 @@ def row(measured: list[tuple[dict[str, Any], pl.DataFrame]], domains: list[str])
     of_experts = [each["specialization_tokens"] for name, each in models.items() if name.startswith("d0")]
     flops = sum(each["flops"] for name, each in models.items() if name == "seed" or name.startswith("d0"))
     dense_flops = models["seed"]["flops"] + models["dense-total"]["flops"]
-    total = interval(cells, "routed", "dense-total")
     return {
         "parameters": models["seed"]["num_parameters"],
         "tokens per parameter": seen / models["seed"]["num_parameters"],
@@ -210,9 +191,9 @@ def row(measured: list[tuple[dict[str, Any], pl.DataFrame]], domains: list[str])
         "D'": round(float(np.mean(of_experts))),
         "FLOPs, dense over experts": dense_flops / flops,
         **{way: loss(cells, way) for way in ("seed", "routed", "own domain", "random", "dense-per-model", "dense-total")},
-        "routed − total": shown(total),
-        "routed − per model": shown(interval(cells, "routed", "dense-per-model")),
-        "random − total": shown(interval(cells, "random", "dense-total")),
+        "routed − total": difference(cells, "routed", "dense-total"),
+        "routed − per model": difference(cells, "routed", "dense-per-model"),
+        "random − total": difference(cells, "random", "dense-total"),
         "domains won": wins(cells),
         "cloze, routed": accuracy(evaluations, "routed", domains),
         "cloze, dense": accuracy(evaluations, "dense-total", domains),

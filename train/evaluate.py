@@ -253,6 +253,7 @@ def _write_documents(
         "doc_id": table.doc_ids,
         "domain": [table.domains[number] for number in table.domain_N],
         "routed_to": [table.domains[number] if number >= 0 else None for number in routed_N],
+        "group": table.groups,
         "judged_tokens": judged_N,
         "judged_bytes": bytes_N,
     }
