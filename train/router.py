@@ -232,7 +232,10 @@ def scores(rule: PlacementRule, vectors_ND: Floats) -> npt.NDArray[np.float64]:
     compared, so a domain has the score of the one that the vector is placed on, minus all that its path costs more at each level
     than the cheapest branch there.
     """
-    scores_MN = (vectors_ND @ rule.centroids_MD.astype(np.float64).T - rule.prices_M).T
+    scores_NM = vectors_ND @ rule.centroids_MD.astype(np.float64).T - rule.prices_M
+    if rule.depth == 1:
+        return np.asarray(scores_NM)
+    scores_MN = scores_NM.T
     parents = rule.tree.parent_M + 1
     best_MN = np.full((len(scores_MN) + 1, len(vectors_ND)), -np.inf)
     np.maximum.at(best_MN, parents, scores_MN)
