@@ -45,6 +45,7 @@ VOCABULARY: Final = 1024
 SIZES: Final = (60_000, 120_000, 240_000)
 PRETRAINING: Final = (1_000_000, 2_000_000, 4_000_000, 8_000_000, 16_000_000)
 SPECIALIZATION: Final = (100_000, 200_000, 400_000, 800_000)
+OUTPUT: Final = Path(__file__).parent / ".cache" / "planner"
 EXPERTS: Final = 4
 """Domains that are trained on: the first ones."""
 SHARES: Final = (0.1, 0.25, 0.4, 0.55, 0.7, 0.8, 0.9, 1.0)
@@ -101,6 +102,11 @@ def of_experts(runs: Runs) -> Runs:
     """Return the runs of the domains that experts are trained on."""
     chosen = runs.points.domain_R < EXPERTS
     return replace(runs, points=runs.points.take(chosen), loss_R=runs.loss_R[chosen], domains=runs.domains[:EXPERTS])
+
+
+def ladder_runs(output: Path) -> Runs:
+    """Return what the ladder measured, on the domains of its experts."""
+    return of_experts(read_runs([str(output / f"ladder-{size}") for size in SIZES]))
 
 
 def without(runs: Runs, left_out: Any) -> Runs:
@@ -198,7 +204,7 @@ def main() -> None:
     """Run the ladder and the sweep; write the tables and the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", default=CORPUS)
-    parser.add_argument("--output", type=Path, default=Path(__file__).parent / ".cache" / "planner")
+    parser.add_argument("--output", type=Path, default=OUTPUT)
     parser.add_argument("--size", type=int, default=160_000)
     parser.add_argument("--tokens", type=int, default=8_000_000, help="of the sweep: D + K D'")
     parser.add_argument(
@@ -210,7 +216,7 @@ def main() -> None:
         run(options.output, f"ladder-{size}", SameDomains((size,), PRETRAINING, SPECIALIZATION, DOMAINS, EXPERTS))
     if options.only is not None:
         return
-    runs = of_experts(read_runs([str(options.output / f"ladder-{size}") for size in SIZES]))
+    runs = ladder_runs(options.output)
     write_results("planner_laws", "Laws on real runs", __doc__ or "", errors(runs))
     size = int(np.unique(runs.points.num_parameters_R)[np.abs(np.unique(runs.points.num_parameters_R) - options.size).argmin()])
     plan = recommend(runs, Question(6.0 * size * options.tokens, (float(size),)))

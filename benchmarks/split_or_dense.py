@@ -1,8 +1,9 @@
 """Where does splitting pay? One budget of compute, spent on models of several sizes, as experts and as one model.
 
-The corpora in twelve domains (`lexical`), a tokenizer of 1,024 tokens. Every size N gets the same FLOPs in total, so that the
-smallest sees the most tokens for each of its parameters. Half of its tokens T = C / 6N are the seed's, the others twelve
-experts', or the same seed's continued as one dense model, on the same tokens of each domain. Three seeds of training.
+The corpora in twelve domains (`lexical`), a tokenizer of 1,024 tokens; `planner.py` has to have run its ladder before. Every
+size N gets the same FLOPs in total, so that the smallest sees the most tokens for each of its parameters. Half of its tokens
+T = C / 6N are the seed's, the others twelve experts', or the same seed's continued as one dense model, on the same tokens of
+each domain. Three seeds of training.
 
 - `tokens per parameter`: T / N, what the experts and their seed see in all; `dense, total` as much.
 - losses: nats per token after prompts of 64 tokens, a mean over domains. `routed`: by the manifest's rule on the prompt.
@@ -10,16 +11,22 @@ experts', or the same seed's continued as one dense model, on the same tokens of
   one expert.
 - `routed − …`: paired differences with 95 % intervals, seeds and originals of documents drawn with replacement; below 0 the
   experts win. `domains won`: of twelve, against `dense, total`.
+- `own − total`: the same of the experts of the right domain, on the domains of the ladder of `planner.py` alone; `predicted` by
+  the law that is chosen there. `crossing`, in the second table: at how many tokens per parameter the experts begin to win.
 - cloze: questions of the domains whose most frequent label is legal, scientific or engineering (`SPECIAL`), accuracy by
-  lm-evaluation-harness; `first token` and `answer`: median milliseconds for a prompt of 64 tokens and 32 more, router included.
+  lm-evaluation-harness; `first token` and `answer`: median milliseconds for a prompt of 64 tokens and 32 more, router included,
+  of the first seed's models, measured last: the machine should do nothing else by then.
 
-The second table has for each dense model the smallest routed experts that are no less accurate, and how much sooner they answer;
+The third table has for each dense model the smallest routed experts that are no less accurate, and how much sooner they answer;
 and the most accurate ones that answer no later, and how much more accurate they are. Runs that are done are kept in `--output`.
 """
 
 import argparse
+import itertools
 import json
+import math
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -30,6 +37,8 @@ import polars as pl
 from matplotlib.figure import Figure
 from measure import RESULTS, write_results
 from paired import Judged, shown
+from planner import OUTPUT as LADDER
+from planner import ladder_runs
 from shuffled import ShuffledManifest
 from vectors import CORPUS, manifest
 
@@ -40,13 +49,18 @@ from lmsplit.train import experts
 from lmsplit.train.answers import Documents
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import Training
-from lmsplit.train.evaluate import evaluate
+from lmsplit.train.evaluate import evaluate, latencies
 from lmsplit.train.heldout import HeldOut
 from lmsplit.train.layout import Matched
+from lmsplit.train.loss_table import measure, trained_models
 from lmsplit.train.models import load_model
 from lmsplit.train.presets import preset_near
 from lmsplit.train.record import RunRecord
+from lmsplit.train.router import Router
 from lmsplit.train.routing_accuracy import majority_labels
+from lmsplit.train.scaling import Points
+from lmsplit.train.scaling_choice import choose
+from lmsplit.train.scaling_domains import AnyFit
 from lmsplit.train.text_losses import token_losses
 
 DOMAINS: Final = 12
@@ -87,7 +101,7 @@ class Cell:
                 "prompt_tokens": PROMPT,
                 "prefix_tokens": [PROMPT],
                 "cloze": {"context_tokens": PROMPT, "continuation_tokens": 32},
-                "latency": {"requests": 40},
+                "latency": {"requests": 100},
             },
             "sft": {"bf16": False, "max_length": 256, "per_device_train_batch_size": 4, "save_strategy": "no"},
             "seed": self.seed,
@@ -112,6 +126,17 @@ class Cell:
             np.save(random, self._random(campaign, record))
         found: dict[str, Any] = json.loads((directory / "evaluation.json").read_text())
         return found, documents.with_columns(pl.Series("random", np.load(random)))
+
+    def latencies(self) -> dict[str, float]:
+        """Return median milliseconds of the routed experts and of one model alone."""
+        campaign = self.campaign("experts")
+        table = measure(campaign, trained_models(campaign))
+        rows = {each["way"]: each for each in latencies(campaign, table, Router.open(campaign.output))}
+        return {
+            f"{label}, {name}": 1e3 * rows[way][f"{key}_p50_s"]
+            for label, key in (("first token", "first_token"), ("answer", "answer"))
+            for name, way in (("routed", "routed"), ("dense", "seed"))
+        }
 
     def _random(self, campaign: Campaign, seed: RunRecord) -> npt.NDArray[np.float64]:
         """Return each document's nats at the expert of its random cluster, continued from the same seed."""
@@ -140,9 +165,30 @@ def judged(cells: list[pl.DataFrame]) -> Judged:
     return Judged(documents["judged_tokens"].to_numpy(), domains, documents["group"].to_numpy())
 
 
-def difference(cells: list[pl.DataFrame], way: str, other: str) -> str:
-    """Return by how much a way's loss is above another one's, with its interval."""
-    return shown(judged(cells).interval(np.stack([(cell[way] - cell[other]).to_numpy() for cell in cells])))
+def difference(cells: list[pl.DataFrame], way: str, other: str, domains: Sequence[str] = ()) -> tuple[float, float, float]:
+    """Return by how much a way's loss is above another one's, and its interval; on some domains, or all."""
+    chosen = [cell.filter(pl.col("domain").is_in(list(domains))) for cell in cells] if domains else cells
+    return judged(chosen).interval(np.stack([(cell[way] - cell[other]).to_numpy() for cell in chosen]))
+
+
+def predicted(law: AnyFit, size: int, pretraining: float, specialization: float, num_ladder: int) -> float:
+    """Return by how much experts' loss is above a dense model's of the same total, on the ladder's domains, as a law has it."""
+
+    def at(tokens: float, own: float) -> npt.NDArray[np.float64]:
+        """Return the loss on each domain."""
+        whole = np.ones(num_ladder)
+        return law.predict(Points(size * whole, tokens * whole, own * whole, np.arange(num_ladder)))
+
+    return float((at(pretraining, specialization) - at(pretraining + DOMAINS * specialization, 0.0)).mean())
+
+
+def crossing(rows: list[dict[str, Any]], key: str) -> float | None:
+    """Return the tokens per parameter from which on a difference is below 0, linear in their logarithm; None: nowhere."""
+    points = sorted((math.log(row["tokens per parameter"]), row[key]) for row in rows)
+    for (low, above), (high, below) in itertools.pairwise(points):
+        if above > 0 >= below:
+            return math.exp(low + (high - low) * above / (above - below))
+    return None
 
 
 def loss(cells: list[pl.DataFrame], way: str) -> float:
@@ -170,37 +216,33 @@ def accuracy(evaluations: list[dict[str, Any]], way: str, domains: list[str]) ->
     return float(np.mean([row["domains"][domain] for row in rows for domain in domains if domain in row["domains"]]))
 
 
-def milliseconds(evaluations: list[dict[str, Any]], way: str, key: str) -> float:
-    """Return the median over seeds of a median latency."""
-    rows = [next(row for row in found["latency"] if row["way"] == way) for found in evaluations]
-    return 1e3 * float(np.median([row[key] for row in rows]))
-
-
-def row(measured: list[tuple[dict[str, Any], pl.DataFrame]], domains: list[str]) -> dict[str, Any]:
-    """Return a row of the first table, and what the second one needs."""
+def row(
+    measured: list[tuple[dict[str, Any], pl.DataFrame]], special: list[str], law: AnyFit, ladder: Sequence[str]
+) -> dict[str, Any]:
+    """Return a row of the first table but for latencies, and what the others need."""
     evaluations, cells = [found for found, _ in measured], [documents for _, documents in measured]
     models = {each["name"]: each for each in evaluations[0]["models"]}
     seen = models["seed"]["pretraining_tokens"] + models["dense-total"]["specialization_tokens"]
     of_experts = [each["specialization_tokens"] for name, each in models.items() if name.startswith("d0")]
     flops = sum(each["flops"] for name, each in models.items() if name == "seed" or name.startswith("d0"))
     dense_flops = models["seed"]["flops"] + models["dense-total"]["flops"]
+    size, pretraining = models["seed"]["num_parameters"], models["seed"]["pretraining_tokens"]
+    specialization = float(np.mean(of_experts))
     return {
-        "parameters": models["seed"]["num_parameters"],
-        "tokens per parameter": seen / models["seed"]["num_parameters"],
-        "D": models["seed"]["pretraining_tokens"],
-        "D'": round(float(np.mean(of_experts))),
+        "parameters": size,
+        "tokens per parameter": seen / size,
+        "D": pretraining,
+        "D'": round(specialization),
         "FLOPs, dense over experts": dense_flops / flops,
         **{way: loss(cells, way) for way in ("seed", "routed", "own domain", "random", "dense-per-model", "dense-total")},
         "routed − total": difference(cells, "routed", "dense-total"),
         "routed − per model": difference(cells, "routed", "dense-per-model"),
         "random − total": difference(cells, "random", "dense-total"),
+        "own − total": difference(cells, "own domain", "dense-total", ladder),
+        "predicted": predicted(law, size, pretraining, specialization, len(ladder)),
         "domains won": wins(cells),
-        "cloze, routed": accuracy(evaluations, "routed", domains),
-        "cloze, dense": accuracy(evaluations, "dense-total", domains),
-        "first token, routed": milliseconds(evaluations, "routed", "first_token_p50_s"),
-        "first token, dense": milliseconds(evaluations, "seed", "first_token_p50_s"),
-        "answer, routed": milliseconds(evaluations, "routed", "answer_p50_s"),
-        "answer, dense": milliseconds(evaluations, "seed", "answer_p50_s"),
+        "cloze, routed": accuracy(evaluations, "routed", special),
+        "cloze, dense": accuracy(evaluations, "dense-total", special),
     }
 
 
@@ -226,10 +268,13 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
     with mpl.rc_context({"svg.hashsalt": "lmsplit", "svg.fonttype": "none"}):
         figure = Figure(figsize=(8, 5), layout="constrained")
         axes = figure.add_subplot()
-        for key, color, name in (("routed − total", "C0", "experts, routed"), ("random − total", "C7", "random clusters")):
-            numbers = [[float(part.strip("[],")) for part in row[key].split()] for row in rows]
-            x = [row["tokens per parameter"] for row in rows]
-            means, lows, highs = zip(*numbers, strict=True)
+        x = [row["tokens per parameter"] for row in rows]
+        for key, color, name in (
+            ("routed − total", "C0", "experts, routed"),
+            ("random − total", "C7", "random clusters"),
+            ("own − total", "C1", "experts of the right domain, on the ladder's domains"),
+        ):
+            means, lows, highs = zip(*(row[key] for row in rows), strict=True)
             axes.errorbar(
                 x,
                 means,
@@ -239,6 +284,7 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
                 capsize=3,
                 label=name,
             )
+        axes.plot(x, [row["predicted"] for row in rows], "x--", color="C1", label="these, as the planner's law predicts")
         axes.axhline(0, color="0.5", linewidth=0.8)
         axes.set_xscale("log")
         axes.set_xlabel("tokens per parameter, in all")
@@ -265,12 +311,20 @@ def main() -> None:
             sys.stderr.write(f"seed {seed}, {size} parameters: done\n")
     if options.only is not None:
         return
-    domains = special_domains(options.output)
-    rows = [
-        row([Cell(options.output, size, seed, options.budget).measured() for seed in range(options.seeds)], domains)
-        for size in options.sizes
-    ]
-    write_results("split_or_dense", "Where splitting pays", __doc__ or "", rows)
+    special, ladder = special_domains(options.output), ladder_runs(LADDER)
+    law = choose(ladder.points, ladder.loss_R).fit
+    rows = []
+    for size in options.sizes:
+        measured = [Cell(options.output, size, seed, options.budget).measured() for seed in range(options.seeds)]
+        rows.append(row(measured, special, law, ladder.domains))
+    for size, each in zip(options.sizes, rows, strict=True):
+        each |= Cell(options.output, size, 0, options.budget).latencies()
+    table = [{key: shown(value) if isinstance(value, tuple) else value for key, value in each.items()} for each in rows]
+    write_results("split_or_dense", "Where splitting pays", __doc__ or "", table)
+    means = [{key: value[0] if isinstance(value, tuple) else value for key, value in each.items()} for each in rows]
+    differences = [key for key, value in rows[0].items() if isinstance(value, tuple) or key == "predicted"]
+    crossings = [{"difference": key, "crossing": crossing(means, key)} for key in differences]
+    write_results("split_crossing", "From where on splitting pays", __doc__ or "", crossings)
     write_results("split_headline", "Smaller experts instead of a larger model", __doc__ or "", headline(rows))
     draw(rows, RESULTS / "split_or_dense.svg")
 
