@@ -12,7 +12,7 @@ by itself.
   no split, with the ladder's schedule; seed and experts of `--experts` domains trained and measured. `predicted` is the law's.
   `over the best`: measured loss over the lowest measured one. The plan's own choice and 80/20 are among them.
 
-Goes on where it was cut off. Takes about 2 hours on one core.
+Goes on where it was cut off. Takes about 3 hours on one core.
 """
 
 import argparse

@@ -66,7 +66,7 @@ from lmsplit.train.text_losses import token_losses
 DOMAINS: Final = 12
 VOCABULARY: Final = 1024
 SIZES: Final = (60_000, 120_000, 240_000, 480_000, 960_000)
-BUDGET: Final = 1.2e13
+BUDGET: Final = 6e12
 """FLOPs of a seed and its experts together."""
 PROMPT: Final = 64
 HELD_OUT: Final = 60
