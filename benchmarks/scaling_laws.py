@@ -74,7 +74,7 @@ def optimum(name: str, vector_P: Any) -> float:
     """Return D* of a law, in the whole budget."""
     size, budget = budget_of(design(0))
     found = as_fit(name, Parameters.of(vector_P, LAWS[name]))
-    return allocate(Predictor([found], DOMAINS), size, budget, Supply(np.full(DOMAINS, np.inf), 4.0)).pretraining
+    return allocate(Predictor(found, DOMAINS), size, budget, Supply(np.full(DOMAINS, np.inf), 4.0)).pretraining
 
 
 def lower_bound(name: str) -> float:
@@ -101,12 +101,12 @@ def trial(name: str, seed: int) -> dict[str, Any]:
     size, budget = budget_of(points)
     question = Question(budget, (size,))
     supply = Supply(np.full(DOMAINS, np.inf), 4.0)
-    best = allocate(Predictor([truth], DOMAINS), size, question.budget, supply)
+    best = allocate(Predictor(truth, DOMAINS), size, question.budget, supply)
     began = time.monotonic()
     plan = recommend(runs, question)
     seconds = time.monotonic() - began
-    own = allocate(Predictor([plan.choice.judgements[name].fit], DOMAINS), size, question.budget, supply)
-    true_K = Predictor([truth], DOMAINS).losses(size, np.array([plan.best.pretraining]), plan.best.specialization_K[:, None])
+    own = allocate(Predictor(plan.choice.judgements[name].fit, DOMAINS), size, question.budget, supply)
+    true_K = Predictor(truth, DOMAINS).losses(size, np.array([plan.best.pretraining]), plan.best.specialization_K[:, None])
     low, high = plan.interval
     least, most = plan.fraction_interval
     return {

@@ -11,10 +11,10 @@ sizes ─► for each: shares of pretraining on a grid ─► D ─► D'_k by e
 No split at all, D' = 0, is one of the choices. Costs a few milliseconds for each N, up to a tenth of a second with a law for
 each domain. This does *not* fit the laws.
 
-Shapes: K domains, G shares on the grid, M stretches of tokens.
+Shapes: K domains, G shares on the grid, M stretches of tokens, N = K · G.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeVar
 
@@ -47,7 +47,7 @@ class Supply:
     """Whether experts may have any."""
 
     def most_pretraining(self) -> float:
-        """Return the largest D."""
+        """Return the largest D, and the largest D + Σ D'_k."""
         return float(self.tokens_K.sum() * self.repetitions)
 
     def most_specialization(self, pretraining_G: Floats) -> Floats:
@@ -87,38 +87,40 @@ class Allocation(NamedTuple):
         return float(FLOPS_PER_PARAMETER_AND_TOKEN * self.num_parameters * tokens)
 
 
+@dataclass(frozen=True)
 class Predictor:
-    """The loss of each domain by one law for all of them, or by one for each."""
+    """The loss of each domain, by a law for all of them or one for each."""
 
-    def __init__(self, fits: Sequence[AnyFit], num_domains: int) -> None:
-        """Take one fit for all domains, which have the same D' then, or one of each domain, which it numbers 0."""
-        assert len(fits) in (1, num_domains)
-        self._fits = fits
-        self.num_domains = num_domains
-        self.is_shared = len(fits) == 1
+    fit: AnyFit
+    num_domains: int
+    own_tokens: bool = False
+    """Whether each domain has a D' of its own, which takes a law for each; else all have the same."""
 
     def losses(self, num_parameters: float, pretraining_G: Floats, specialization_KG: Floats) -> Floats:
         """Return the loss of each domain at each of G choices, nats per token."""
-        losses = []
-        for domain, specialization_G in enumerate(specialization_KG):
-            number, found = (domain, self._fits[0]) if self.is_shared else (0, self._fits[domain])
-            sizes_G = np.full(len(pretraining_G), float(num_parameters))
-            numbers_G = np.full(len(pretraining_G), number)
-            losses.append(found.predict(Points(sizes_G, pretraining_G, specialization_G, numbers_G)))
-        return np.stack(losses)
+        pretraining_N = np.tile(pretraining_G, self.num_domains)
+        domain_N = np.repeat(np.arange(self.num_domains), len(pretraining_G))
+        sizes_N = np.full(len(domain_N), float(num_parameters))
+        losses_N = self.fit.predict(Points(sizes_N, pretraining_N, specialization_KG.ravel(), domain_N))
+        return losses_N.reshape(specialization_KG.shape)
 
 
 def spend(predictor: Predictor, num_parameters: float, pretraining: float, rest: float, supply: Supply) -> Allocation:
     """Return the allocation of D tokens for the seed, and of the rest for the experts as well as can be.
 
     Args:
-        predictor: the laws; one for all domains gives every domain the same, as far as its supply goes.
+        predictor: the laws; without `own_tokens` every domain gets the same, as far as its supply goes.
         num_parameters: N.
         pretraining: D.
         rest: tokens for all experts together; what the supply does not allow is left over.
         supply: the tokens there are.
     """
     return _spend(predictor, num_parameters, np.array([pretraining]), np.array([rest]), supply)[0]
+
+
+def affordable(num_parameters: float, budget: float, supply: Supply) -> float:
+    """Return the tokens for seed and experts together that a budget pays for and the supply has."""
+    return min(budget / FLOPS_PER_PARAMETER_AND_TOKEN / num_parameters, supply.most_pretraining())
 
 
 def allocate(predictor: Predictor, num_parameters: float, budget: float, supply: Supply) -> Allocation:
@@ -130,16 +132,16 @@ def allocate(predictor: Predictor, num_parameters: float, budget: float, supply:
         budget: C in FLOPs, in total.
         supply: the tokens there are; what they do not allow to spend is left over.
     """
-    tokens = budget / FLOPS_PER_PARAMETER_AND_TOKEN / num_parameters
+    tokens = affordable(num_parameters, budget, supply)
 
     def at(logits_G: Floats) -> list[Allocation]:
         """Return the allocation for each share of pretraining."""
-        pretraining_G = np.minimum(tokens / (1 + np.exp(-logits_G)), supply.most_pretraining())
+        pretraining_G = tokens / (1 + np.exp(-logits_G))
         return _spend(predictor, num_parameters, pretraining_G, tokens - pretraining_G, supply)
 
     edge = float(np.log(1 / LEAST_SHARE - 1))
     best = _zoom(at, -edge, edge, lambda each: each.loss)
-    unsplit = spend(predictor, num_parameters, min(tokens, supply.most_pretraining()), 0.0, supply)
+    unsplit = spend(predictor, num_parameters, tokens, 0.0, supply)
     return best if best.loss < unsplit.loss * (1 - _ROUNDING) else unsplit
 
 
@@ -167,10 +169,10 @@ def _spend(
     predictor: Predictor, num_parameters: float, pretraining_G: Floats, rest_G: Floats, supply: Supply
 ) -> list[Allocation]:
     most_KG = supply.most_specialization(pretraining_G)
-    if predictor.is_shared:
-        specialization_KG = _even_parts(rest_G, most_KG)
-    else:
+    if predictor.own_tokens:
         specialization_KG = _by_gain(predictor, num_parameters, pretraining_G, rest_G, most_KG)
+    else:
+        specialization_KG = _even_parts(rest_G, most_KG)
     loss_KG = predictor.losses(num_parameters, pretraining_G, specialization_KG)
     return [
         Allocation(num_parameters, float(pretraining), specialization_KG[:, index], loss_KG[:, index])

@@ -26,6 +26,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError
+from lmsplit.manifests.progress import Progress
 from lmsplit.train.answers import Comparison, Documents, compare, ways_to_answer
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.cloze import write_questions
@@ -50,7 +51,6 @@ from lmsplit.train.router import Router, Routing
 from lmsplit.train.routing_accuracy import accuracy, by_likelihood, majority_labels
 from lmsplit.train.text_losses import sums_of_documents
 
-Progress = Callable[[str, int, int], None]
 Integers = npt.NDArray[np.int64]
 
 _MIXTURES: Final = (2, 4)

@@ -3,7 +3,6 @@
 The result goes to standard output, progress to standard error. See `evaluate` for what is measured.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -15,6 +14,7 @@ from rich.text import Text
 
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.options import JsonOption, ModelOption, TrustOption, print_json
+from lmsplit.manifests.progress import report_progress
 from lmsplit.train.config import Training
 from lmsplit.train.layout import EVALUATION
 from lmsplit.train.libraries import engine, quiet_libraries
@@ -34,18 +34,13 @@ def evaluate(
     judge, campaigns, files = engine("evaluate"), engine("campaign"), engine("evaluate_files")
     quiet_libraries()
     campaign = campaigns.Campaign.open(configuration)
-    found = judge.evaluate(campaign, model, trust_remote_code=trust_remote_code, progress=_report)
+    found = judge.evaluate(campaign, model, trust_remote_code=trust_remote_code, progress=report_progress)
     directory = campaign.output / EVALUATION
     files.draw(found, directory / "evaluation.svg")
     if as_json:
         print_json(found | {"picture": str(directory / "evaluation.svg")})
     else:
         Console(width=None if sys.stdout.isatty() else 120).print(view(found, directory))
-
-
-def _report(stage: str, done: int, total: int) -> None:
-    sys.stderr.write(json.dumps({"event": "progress", "stage": stage, "done": done, "of": total}) + "\n")
-    sys.stderr.flush()
 
 
 def view(found: dict[str, Any], directory: Path) -> RenderableType:

@@ -15,6 +15,7 @@ import torch
 from transformers import PreTrainedModel
 
 from lmsplit.manifests.errors import ConfigurationError
+from lmsplit.manifests.progress import Progress
 from lmsplit.train.answers import compare
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.cloze import Question
@@ -41,7 +42,6 @@ _METRIC: Final = "acc_bytes"
 """Accuracy by log-likelihood per byte."""
 
 Choose = Callable[[Sequence[str]], list[str]]
-Progress = Callable[[str, int, int], None]
 
 
 class RoutedModel(LM):

@@ -199,7 +199,8 @@ def _typical(target: Target) -> dict[str, Floats]:
     typical = {}
     for name, (exponent_Q, num_terms) in found.items():
         shapes_T = LAWS[name].log_shapes(exponent_Q, np.array([pretraining]), np.array([specialization]))[0][:, 0]
-        values = Parameters(floors_K, term + 0.35 * size, np.full(num_terms, term) - shapes_T, 0.35, exponent_Q)
+        release = LAWS[name].log_release(exponent_Q, np.array([specialization]))[0][0]
+        values = Parameters(floors_K, term + 0.35 * size - release, np.full(num_terms, term) - shapes_T, 0.35, exponent_Q)
         typical[name] = values.vector()
     return typical
 

@@ -19,12 +19,13 @@ from typing import Any, Final
 import numpy as np
 
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.train.allocation import FLOPS_PER_PARAMETER_AND_TOKEN, Allocation, Predictor, Supply, allocate, best_size, spend
+from lmsplit.manifests.progress import Progress
+from lmsplit.train.allocation import Allocation, Predictor, Supply, affordable, allocate, best_size, spend
 from lmsplit.train.plan_warnings import warnings_of
 from lmsplit.train.runs import Runs
 from lmsplit.train.scaling import LAWS, Law
 from lmsplit.train.scaling_choice import Choice, choose
-from lmsplit.train.scaling_domains import AnyFit, OwnFits, bootstrap_any, fit_each
+from lmsplit.train.scaling_domains import OwnFits, bootstrap_any, fit_each
 from lmsplit.train.scaling_fit import Fit, spread
 
 REPETITIONS: Final = 4.0
@@ -143,18 +144,19 @@ def _constants(fitted: Fit, domains: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def _predictor(found: AnyFit, question: Question, num_domains: int) -> Predictor:
-    """Return a predictor that gives all domains the same D', or each its own where that was asked for."""
-    return Predictor(found.fits if question.own_laws and isinstance(found, OwnFits) else [found], num_domains)
-
-
-def recommend(runs: Runs, question: Question, supply_K: Sequence[float] | None = None) -> Plan:
+def recommend(
+    runs: Runs,
+    question: Question,
+    supply_K: Sequence[float] | None = None,
+    progress: Progress = lambda _stage, _done, _all: None,
+) -> Plan:
     """Recommend how to spend a budget.
 
     Args:
         runs: what small runs reached.
         question: the budget, and what else is given.
         supply_K: (K,) training tokens of each domain; None where nothing is known.
+        progress: called with a stage's name, how much of it is done, and how much there is.
 
     Raises:
         ConfigurationError: the runs are too few, or too much alike, for what is asked.
@@ -163,20 +165,19 @@ def recommend(runs: Runs, question: Question, supply_K: Sequence[float] | None =
     laws = _laws(runs, question)
     if question.own_laws:  # says which domain has too few runs
         fit_each(next(iter(laws.values())), runs.points, runs.loss_R, runs.domains)
-    choice = choose(runs.points, runs.loss_R, laws, True if question.own_laws else None)
+    choice = choose(runs.points, runs.loss_R, laws, True if question.own_laws else None, runs.domains)
     num_domains = len(runs.domains)
-    predictor = _predictor(choice.fit, question, num_domains)
-    tokens_K = np.full(num_domains, np.inf) if supply_K is None else np.asarray(supply_K, float)
-    supply = Supply(tokens_K, question.repetitions)
-    if not has_experts(runs):
-        supply = replace(supply, for_experts=False)
+    predictor = Predictor(choice.fit, num_domains, question.own_laws)
+    supply = _supply(runs, question, supply_K)
     best = _best(predictor, sizes, runs, question.budget, supply)
     if best.pretraining < 1:
         raise ConfigurationError(
             f"a budget of {question.budget:.3g} FLOPs does not pay for one token: raise it, or plan for less"
         )
-    drawn = bootstrap_any(choice.fit, runs.points, runs.loss_R, question.num_draws)
-    draws = [_predictor(each, question, num_domains) for each in drawn]
+    draws = []
+    for each in bootstrap_any(choice.fit, runs.points, runs.loss_R, question.num_draws):
+        draws.append(replace(predictor, fit=each))
+        progress("bootstrap", len(draws), question.num_draws)
     others = _alternatives(predictor, best, question, supply)
     if supply.for_experts and len(sizes) != 1:
         others["no split, best size"] = _best(predictor, sizes, runs, question.budget, replace(supply, for_experts=False))
@@ -197,6 +198,16 @@ def recommend(runs: Runs, question: Question, supply_K: Sequence[float] | None =
         alternatives,
     )
     return replace(plan, warnings=tuple(warnings_of(plan, runs)))
+
+
+def _supply(runs: Runs, question: Question, supply_K: Sequence[float] | None) -> Supply:
+    tokens_K = np.full(len(runs.domains), np.inf) if supply_K is None else np.asarray(supply_K, float)
+    supply = Supply(tokens_K, question.repetitions, has_experts(runs))
+    if supply.most_pretraining() < 1:
+        raise ConfigurationError(
+            f"there are {tokens_K.sum():,.0f} training tokens for {question.repetitions:g} repetitions: not one to train on"
+        )
+    return supply
 
 
 def has_experts(runs: Runs) -> bool:
@@ -268,15 +279,13 @@ def _best(predictor: Predictor, sizes: Sequence[float], runs: Runs, budget: floa
 
 def _alternatives(predictor: Predictor, best: Allocation, question: Question, supply: Supply) -> dict[str, Allocation]:
     size = best.num_parameters
-    tokens = question.budget / FLOPS_PER_PARAMETER_AND_TOKEN / size
-    most = supply.most_pretraining()
-    mean = float(best.specialization_K.mean())
-    unsplit = {"no split": spend(predictor, size, min(tokens, most), 0.0, supply)}
+    tokens = affordable(size, question.budget, supply)
+    unsplit = {"no split": spend(predictor, size, tokens, 0.0, supply)}
     if not supply.for_experts:
         return unsplit
     return unsplit | {
-        "80/20": spend(predictor, size, min(0.8 * tokens, most), 0.2 * tokens, supply),
-        "dense continued": spend(predictor, size, min(best.pretraining + mean, most), 0.0, supply),
+        "80/20": spend(predictor, size, 0.8 * tokens, 0.2 * tokens, supply),
+        "dense continued": spend(predictor, size, best.pretraining + float(best.specialization_K.mean()), 0.0, supply),
     }
 
 

@@ -15,6 +15,7 @@ from rich.text import Text
 
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.options import JsonOption, print_json
+from lmsplit.manifests.progress import report_progress, seldom
 from lmsplit.manifests.reader import Manifest
 from lmsplit.train.allocation import Allocation
 from lmsplit.train.directory import write_whole
@@ -24,6 +25,8 @@ from lmsplit.train.plan_files import draw, training_configuration
 from lmsplit.train.runs import Runs, read_runs
 from lmsplit.train.scaling_domains import OwnFits
 
+_MOST_FLOPS = 1e30
+"""More than anybody has; far above it the picture's axes fail."""
 _BYTES_PER_TOKEN = 4.0
 """Where a manifest has no tokenizer (assumption: English text, a vocabulary of 32,000 tokens)."""
 
@@ -50,8 +53,8 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """Recommend N, D and D' for a budget, from small runs; --ladder proposes or executes those."""
-    if not 0 < budget < float("inf"):
-        raise ConfigurationError(f"--budget is {budget}, expected a number of FLOPs above 0")
+    if not 0 < budget <= _MOST_FLOPS:
+        raise ConfigurationError(f"--budget is {budget}, expected a number of FLOPs above 0 and up to {_MOST_FLOPS:g}")
     if ladder:
         _check_ladder(runs, precision, bool(num_parameters or own_laws or law or manifest))
         plan_ladder(runs[0], budget, precision, output or "ladder", run=run, as_json=as_json)
@@ -66,15 +69,15 @@ def plan(
     if manifest is not None:
         found = replace(found, manifest=manifest)
     question = Question(budget, tuple(num_parameters or ()), max_repetitions, law, own_laws, draws)
-    made = recommend(found, question, _supply(found, manifest))
+    made = recommend(found, question, _supply(found, manifest), seldom(report_progress))
     directory = Path(output or "plan")
     configuration, remarks = training_configuration(made, found)
     made = replace(made, warnings=(*made.warnings, *remarks))
     facts = made.to_json() | {"picture": str(directory / "plan.svg"), "configuration": str(directory / "train.yaml")}
     directory.mkdir(parents=True, exist_ok=True)
-    draw(made, found, directory / "plan.svg")
     write_whole(directory / "train.yaml", configuration)
     write_whole(directory / "plan.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    draw(made, found, directory / "plan.svg")
     if as_json:
         print_json(facts)
     else:

@@ -3,12 +3,15 @@
 This does *not* change a plan.
 """
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from lmsplit.train.allocation import Predictor, allocate
+from lmsplit.train.allocation import allocate
 from lmsplit.train.runs import Runs
+from lmsplit.train.scaling_domains import AnyFit, OwnFits
 
 if TYPE_CHECKING:
     from lmsplit.train.plan import Plan
@@ -28,32 +31,45 @@ def warnings_of(plan: "Plan", runs: Runs) -> list[str]:
         plan: the plan.
         runs: what it was made from.
     """
-    found = [*_past_the_runs(plan, runs), *_disagreements(plan, runs), *_bound_by_supply(plan)]
-    return [*found, *_laws_left_out(plan), *_poor_fit(plan, runs)]
-
-
-def _past_the_runs(plan: "Plan", runs: Runs) -> list[str]:
-    points, best = runs.points, plan.best
-    planned = {
-        "N": (best.num_parameters, points.num_parameters_R),
-        "D": (best.pretraining, points.pretraining_R),
-        "D'": (float(best.specialization_K.max()), points.specialization_R[points.specialization_R > 0]),
-    }
-    found = []
-    for name, (value, value_R) in planned.items():
-        if value == 0 or not len(value_R):
-            continue
-        if value > _FAR * value_R.max():
-            found.append(f"extrapolates: {name} = {value:.3g} is {value / value_R.max():.1f} times the largest run's")
-        elif value * _FAR < value_R.min():
-            found.append(f"extrapolates: {name} = {value:.3g} is below the smallest run's {value_R.min():.3g}")
+    found = [*_past_the_runs(plan, runs), *_disagreements(plan), *_bound_by_supply(plan)]
+    found += [*_laws_left_out(plan), *_poor_fit(plan), *_missing_runs(plan, runs)]
+    if runs.num_duplicates:
+        found.append(f"{runs.num_duplicates} rows of the runs are there before, with the same loss: each is counted once")
     return found
 
 
-def _disagreements(plan: "Plan", runs: Runs) -> list[str]:
+def _past_the_runs(plan: "Plan", runs: Runs) -> list[str]:
+    """Say where the plan goes past what a law was fitted to: all runs, or those of each domain."""
+    points, best = runs.points, plan.best
+    planned_K = {
+        "N": np.full(len(plan.domains), best.num_parameters),
+        "D": np.full(len(plan.domains), best.pretraining),
+        "D'": best.specialization_K,
+    }
+    values_R = {"N": points.num_parameters_R, "D": points.pretraining_R, "D'": points.specialization_R}
+    is_own = isinstance(plan.choice.fit, OwnFits)
+    found = []
+    for name, value_R in values_R.items():
+        ranges = []
+        for domain, value in enumerate(planned_K[name]):
+            seen_R = value_R[(value_R > 0) & ((points.domain_R == domain) | (not is_own))]
+            if value > 0 and len(seen_R):
+                ranges.append((float(value), float(seen_R.min()), float(seen_R.max()), f" of {plan.domains[domain]}" * is_own))
+        if not ranges:
+            continue
+        value, _, most, whose = max(ranges, key=lambda each: each[0] / each[2])
+        if value > _FAR * most:
+            found.append(f"extrapolates: {name} = {value:.3g} is {value / most:.3g} times the largest run's{whose}")
+        value, least, _, whose = min(ranges, key=lambda each: each[0] / each[1])
+        if value * _FAR < least:
+            found.append(f"extrapolates: {name} = {value:.3g} is below the smallest run's{whose}, {least:.3g}")
+    return found
+
+
+def _disagreements(plan: "Plan") -> list[str]:
     found, best, choice = [], plan.best, plan.choice
     for name in choice.rivals():
-        predictor = Predictor([choice.judgements[name].fit], len(runs.domains))
+        predictor = replace(plan.predictor, fit=choice.judgements[name].fit)
         other = allocate(predictor, best.num_parameters, plan.question.budget, plan.supply)
         pretraining_G, specialization_KG = np.array([best.pretraining]), best.specialization_K[:, None]
         loss = float(predictor.losses(best.num_parameters, pretraining_G, specialization_KG).mean())
@@ -70,6 +86,8 @@ def _disagreements(plan: "Plan", runs: Runs) -> list[str]:
 
 def _bound_by_supply(plan: "Plan") -> list[str]:
     best, supply, found = plan.best, plan.supply, []
+    if empty := [name for name, tokens in zip(plan.domains, supply.tokens_K, strict=True) if tokens == 0]:
+        found.append(f"supply binds: no training tokens of {', '.join(empty)}")
     most_K = supply.most_specialization(np.array([best.pretraining]))[:, 0]
     spent = zip(plan.domains, most_K, best.specialization_K, strict=True)
     if bound := [name for name, most, tokens in spent if 0 < most <= tokens * 1.001]:
@@ -95,25 +113,47 @@ def _laws_left_out(plan: "Plan") -> list[str]:
     ]
 
 
-def _poor_fit(plan: "Plan", runs: Runs) -> list[str]:
+def _poor_fit(plan: "Plan") -> list[str]:
     choice, found = plan.choice, []
     judgement = choice.judgements[choice.law]
     mre = judgement.mre
     if mre > _GOOD_MRE or judgement.r2 < _GOOD_R2:
+        alone = "" if choice.has_own or len(plan.domains) == 1 else ", or add some of each domain, for laws of their own"
         found.append(
-            f"poor fit: mean relative error {mre:.1%}, R² {judgement.r2:.3f} within domains: look for runs that went wrong"
+            f"poor fit: mean relative error {mre:.1%}, R² {judgement.r2:.3f} within domains: look for runs that went wrong{alone}"
         )
     if not choice.scales:
         found.append("no scale could be left out to choose the law on: add runs, with at least three values of N, D or D'")
-    loose = set(judgement.fit.at_bounds)
-    if not judgement.fit.is_pinned_down:
-        loose.add("all parameters")
-    if loose:
-        names = {f"log E_{number}": f"E of {name}" for number, name in enumerate(plan.domains)}
-        shown = ", ".join(sorted(names.get(each, each) for each in loose))
-        found.append(f"the runs do not pin down {shown} of {choice.law}: add runs further apart")
-    if len(np.unique(runs.points.specialization_R)) == 1:
+    if loose := _loose(judgement.fit, plan.domains):
+        found.append(f"the runs do not pin down {', '.join(loose)} of {choice.law}: add runs further apart")
+    return found
+
+
+def _loose(fit: AnyFit, domains: Sequence[str]) -> list[str]:
+    """Return the parameters that the runs do not pin down."""
+    if isinstance(fit, OwnFits):
+        return [
+            f"{name} of {domain}" if name != f"E of {domain}" else name
+            for domain, each in zip(domains, fit.fits, strict=True)
+            for name in _loose(each, [domain])
+        ]
+    names = {f"log E_{number}": f"E of {name}" for number, name in enumerate(domains)}
+    loose = sorted(names.get(each, each) for each in fit.at_bounds)
+    return loose if fit.is_pinned_down else [*loose, "all parameters"]
+
+
+def _missing_runs(plan: "Plan", runs: Runs) -> list[str]:
+    """Say which domains have no experts, or nothing but experts, among the runs."""
+    points, found = runs.points, []
+    has_K = [(points.specialization_R[points.domain_R == domain] > 0) for domain in range(len(plan.domains))]
+    without = [name for name, has in zip(plan.domains, has_K, strict=True) if not has.any()]
+    only = [name for name, has in zip(plan.domains, has_K, strict=True) if has.all()]
+    if len(without) == len(plan.domains):
         found.append("no run has specialization tokens: what experts would gain is not known, and the plan is for one model")
-    elif not (runs.points.specialization_R == 0).any():
+    elif without:
+        found.append(f"no run of {', '.join(without)} has specialization tokens: what its expert gains is taken from the others'")
+    if len(only) == len(plan.domains):
         found.append("no run is without specialization: what no split would reach is extrapolated")
+    elif only:
+        found.append(f"no run of {', '.join(only)} is without specialization: what no split would reach there is extrapolated")
     return found

@@ -56,6 +56,8 @@ class Runs:
     """Keys of a training configuration that are a model's, by number of parameters, where a run's record says so."""
     decay_fraction: float | None = None
     """Share of a run over which the rate fell to zero, from a constant one; None where it had another schedule."""
+    num_duplicates: int = 0
+    """Rows that were there more than once, loss and all."""
     configuration: Path | None = None
     """The training configuration of the first runs, where there is one beside them."""
 
@@ -84,7 +86,8 @@ def read_runs(paths: Sequence[str]) -> Runs:
             records += found
         configurations += [beside / _CONFIGURATION] if (beside / _CONFIGURATION).is_file() else []
     _check_comparable(records, ladders)
-    table = pl.concat(frames)
+    rows = pl.concat(frames)
+    table = rows.unique(maintain_order=True)  # the same file or directory given twice says no more than once
     domains = tuple(sorted(table["domain"].unique().to_list()))
     numbers = {name: number for number, name in enumerate(domains)}
     points = Points(
@@ -109,6 +112,7 @@ def read_runs(paths: Sequence[str]) -> Runs:
         tokens,
         models,
         ladders[0]["decay_fraction"] if ladders else None,
+        len(rows) - len(table),
         configurations[0] if configurations else None,
     )
 
@@ -148,6 +152,10 @@ def _read_table(path: Path) -> pl.DataFrame:
         missing = [name for name in COLUMNS if name not in table.columns]
         if missing:
             raise InputError(f"{path} lacks the column {missing[0]!r}: it needs {', '.join(COLUMNS)}")
+        for name, kind in COLUMNS.items():
+            found = table.schema[name]
+            if not (found.is_numeric() or found in (pl.String, pl.Null)):
+                raise InputError(f"{path}: the column {name!r} has values of type {found}, expected {kind}")
         table = table.select(pl.col(name).cast(kind) for name, kind in COLUMNS.items())
     except (pl.exceptions.PolarsError, OSError) as error:
         raise InputError(f"{path} cannot be read as a table of runs: {str(error).partition(chr(10))[0]}") from error
@@ -169,7 +177,7 @@ def _table(path: Path) -> pl.DataFrame:
     if path.suffix in (".jsonl", ".ndjson"):
         return pl.read_ndjson(path, infer_schema_length=None)
     if path.suffix == ".csv":
-        return pl.read_csv(path, infer_schema_length=None)
+        return pl.read_csv(path, infer_schema_length=None, schema_overrides={"domain": pl.String})  # 001 is no number
     if path.suffix == ".parquet":
         return pl.read_parquet(path)
     raise InputError(f"{path} is no table of runs: its name has to end in .jsonl, .csv or .parquet, or be a directory of runs")

@@ -5,7 +5,8 @@ runs ─► without the largest N │ without the longest D' │ without the lar
      ─► the laws that no other is clearly ahead of ─► of these the one with the lowest BIC on all runs
 ```
 
-Each law stands twice, for all domains together and for each by itself (see `scaling_domains`), as far as there are runs enough.
+Each law stands twice, for all domains together and, where the runs of each domain are enough for every law, for each by itself
+(see `scaling_domains`).
 Laws that say the same between the runs say different things past them, and past them is where a plan is made: so a law that does
 worse on the runs of the largest scale is out. Between those that these runs cannot tell apart, within three standard errors of
 their paired difference, the Bayesian information criterion decides, which asks for evidence before it takes more parameters.
@@ -14,7 +15,7 @@ Costs a few fits for each law.
 Shapes: R runs.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -23,7 +24,7 @@ import numpy.typing as npt
 
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.train.scaling import LAWS, Floats, Law, Points
-from lmsplit.train.scaling_domains import KINDS, AnyFit
+from lmsplit.train.scaling_domains import KINDS, AnyFit, OwnFits, of_domain
 
 _HELD_OUT_FRACTION: Final = 0.2
 """Share of the runs at the top of a scale that is left out, as nearly as its values allow (assumption)."""
@@ -69,6 +70,8 @@ class Choice:
     """By law, in the order they were given; of all domains together or each by itself, whichever does better."""
     scales: tuple[str, ...]
     """Which scales were left out in turn."""
+    has_own: bool
+    """Whether laws of each domain's own were among those to choose from."""
 
     @property
     def fit(self) -> AnyFit:
@@ -82,7 +85,13 @@ class Choice:
         return [name for name, error in others.items() if best is not None and error is not None and error <= 2 * best]
 
 
-def choose(points: Points, loss_R: Floats, laws: Mapping[str, Law] = LAWS, by_domain: bool | None = None) -> Choice:
+def choose(
+    points: Points,
+    loss_R: Floats,
+    laws: Mapping[str, Law] = LAWS,
+    by_domain: bool | None = None,
+    names: Sequence[str] = (),
+) -> Choice:
     """Fit every law and choose one.
 
     Args:
@@ -90,16 +99,17 @@ def choose(points: Points, loss_R: Floats, laws: Mapping[str, Law] = LAWS, by_do
         loss_R: (R,) held-out loss, nats per token.
         laws: by name, the simplest first; one alone is chosen without a contest.
         by_domain: whether each domain is fitted by itself; None: where that does better.
+        names: of the domains, for errors; none: their numbers.
 
     Raises:
         ConfigurationError: there are fewer runs than the simplest law has parameters, or they are too much alike for any law.
     """
-    fits = _fits(laws, points, loss_R, by_domain)
+    fits = _fits(laws, points, loss_R, by_domain, names)
     errors: dict[Candidate, list[Floats]] = {each: [] for each in fits}
     scales = []
     for scale, heldout_R in heldout_scales(points).items():
         rest, rest_R = points.take(~heldout_R), loss_R[~heldout_R]
-        able = [each for each in errors if _is_enough(laws[each.law], rest, each.by_domain)]
+        able = _in_kind(each for each in errors if _is_enough(laws[each.law], rest, each.by_domain))
         if not able:
             continue
         scales.append(scale)
@@ -114,7 +124,7 @@ def choose(points: Points, loss_R: Floats, laws: Mapping[str, Law] = LAWS, by_do
     for name in laws:
         if both := {each: judgement for each, judgement in judgements.items() if each.law == name}:
             of_laws[name] = judgements[_best(both, {each: left_out[each] for each in both if each in left_out})]
-    return Choice(best.law, of_laws | {best.law: judgements[best]}, tuple(scales))
+    return Choice(best.law, of_laws | {best.law: judgements[best]}, tuple(scales), any(each.by_domain for each in judgements))
 
 
 def _best(judgements: Mapping[Candidate, Judgement], left_out: Mapping[Candidate, Floats]) -> Candidate:
@@ -142,24 +152,46 @@ def _is_enough(law: Law, points: Points, by_domain: bool) -> bool:
     """Whether there are enough runs to choose a law: twice as many as it has parameters, or it bends to every one of them."""
     runs_K = np.bincount(points.domain_R)
     if by_domain:
+        sizes_K = [len(np.unique(points.num_parameters_R[points.domain_R == domain])) for domain in range(len(runs_K))]
+        if min(sizes_K) == 1 < max(sizes_K):  # a law of a domain's own would not know what N is worth
+            return False
         return bool(runs_K.min() >= _RUNS_PER_PARAMETER * (1 + len(law.parameter_names)))
     return len(points.domain_R) >= _RUNS_PER_PARAMETER * (len(runs_K) + len(law.parameter_names))
 
 
-def _fits(laws: Mapping[str, Law], points: Points, loss_R: Floats, by_domain: bool | None) -> dict[Candidate, AnyFit]:
+def _in_kind(candidates: Iterable[Candidate]) -> list[Candidate]:
+    """Return the candidates, by domain only if all laws are: the null by domain would beat the others' shared fits unopposed."""
+    found = list(candidates)
+    shared, own = ({law for law, kind in found if kind == by_domain} for by_domain in (False, True))
+    return [each for each in found if not each.by_domain or not shared or own == shared]
+
+
+def _fits(
+    laws: Mapping[str, Law], points: Points, loss_R: Floats, by_domain: bool | None, names: Sequence[str]
+) -> dict[Candidate, AnyFit]:
     """Fit each law that there are enough runs for, and that these tell all parameters of; the simplest one in any case."""
     is_one = not points.domain_R.any()  # domain: both kinds are the same
     kinds = ((False,) if is_one else (False, True)) if by_domain is None else (by_domain,)
-    able = [Candidate(name, kind) for name in laws for kind in kinds if _is_enough(laws[name], points, kind)]
+    able = _in_kind(Candidate(name, kind) for name in laws for kind in kinds if _is_enough(laws[name], points, kind))
     candidates = able or [Candidate(next(iter(laws)), kinds[0])]
     fits = {each: KINDS[each.by_domain](laws[each.law], points, loss_R) for each in candidates}
-    found = {each: fitted for each, fitted in fits.items() if fitted.is_pinned_down}
+    found = _in_kind(each for each, fitted in fits.items() if fitted.is_pinned_down)
     if not found:
-        spans = {"N": points.num_parameters_R, "D": points.pretraining_R, "D'": points.specialization_R}
-        values = ", ".join(f"{len(np.unique(value_R))} of {name}" for name, value_R in spans.items())
-        names = ", ".join(dict.fromkeys(each.law for each in fits))
-        raise ConfigurationError(f"the runs do not pin {names} down: they have {values}; add runs of other sizes and tokens")
-    return found
+        raise ConfigurationError(_not_pinned_down(fits, points, names))
+    return {each: fits[each] for each in found}
+
+
+def _not_pinned_down(fits: Mapping[Candidate, AnyFit], points: Points, names: Sequence[str]) -> str:
+    """Say which runs are too much alike: all, or those of the first domain that is fitted by itself and not pinned down."""
+    whose, chosen = "the runs", points
+    last = list(fits.values())[-1]
+    if isinstance(last, OwnFits):
+        domain = next(number for number, each in enumerate(last.fits) if not each.is_pinned_down)
+        whose, chosen = f"the runs of {names[domain] if names else f'domain {domain}'}", of_domain(points, domain)
+    spans = {"N": chosen.num_parameters_R, "D": chosen.pretraining_R, "D'": chosen.specialization_R}
+    values = ", ".join(f"{len(np.unique(value_R))} of {name}" for name, value_R in spans.items())
+    laws = ", ".join(dict.fromkeys(each.law for each in fits))
+    return f"{whose} do not pin {laws} down: they have {values}; add runs of other sizes and tokens"
 
 
 def _judge(found: AnyFit, points: Points, loss_R: Floats, errors: list[Floats]) -> Judgement:

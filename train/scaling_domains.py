@@ -6,7 +6,7 @@ domain. Both kinds of fit predict alike: `predict`, residuals, what the runs do 
 Shapes: R runs, K domains.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +14,7 @@ import numpy as np
 
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.train.scaling import Floats, Law, Points
-from lmsplit.train.scaling_fit import Fit, bootstrap, fit, huber_threshold
+from lmsplit.train.scaling_fit import Fit, bootstrap, fit, huber_threshold, random_factors
 
 
 @dataclass(frozen=True)
@@ -35,13 +35,6 @@ class OwnFits:
     def huber_delta(self) -> float:
         """The threshold that the residuals of all domains ask for."""
         return huber_threshold(self.residual_R)
-
-    @property
-    def at_bounds(self) -> tuple[str, ...]:
-        """Parameters that the runs of a domain push against the edge of what is allowed."""
-        return tuple(
-            f"log E_{domain}" if name == "log E_0" else name for domain, each in enumerate(self.fits) for name in each.at_bounds
-        )
 
     @property
     def num_free(self) -> int:
@@ -98,8 +91,10 @@ def fit_each(law: Law, points: Points, loss_R: Floats, names: Sequence[str] = ()
     return OwnFits(found.fits, np.log(found.predict(points) / loss_R))
 
 
-def bootstrap_any(found: AnyFit, points: Points, loss_R: Floats, num_draws: int) -> list[AnyFit]:
+def bootstrap_any(found: AnyFit, points: Points, loss_R: Floats, num_draws: int) -> Iterator[AnyFit]:
     """Fit the law again to losses with errors drawn anew: see `scaling_fit.bootstrap`; each domain by itself where it was so.
+
+    A seed's luck is on all domains alike, and is drawn for them together.
 
     Args:
         found: the fit to all runs.
@@ -107,13 +102,16 @@ def bootstrap_any(found: AnyFit, points: Points, loss_R: Floats, num_draws: int)
         loss_R: (R,) their losses.
         num_draws: fits.
     """
+    factors_BR = random_factors(points, num_draws)
     if isinstance(found, Fit):
-        return list(bootstrap(found, points, loss_R, num_draws))
-    by_domain = [
-        bootstrap(each, of_domain(points, domain), loss_R[points.domain_R == domain], num_draws, seed=domain)
-        for domain, each in enumerate(found.fits)
-    ]
-    return [OwnFits(each, found.residual_R) for each in zip(*by_domain, strict=True)]
+        yield from bootstrap(found, points, loss_R, factors_BR)
+        return
+    by_domain = []
+    for domain, each in enumerate(found.fits):
+        chosen_R = points.domain_R == domain
+        by_domain.append(bootstrap(each, of_domain(points, domain), loss_R[chosen_R], factors_BR[:, chosen_R]))
+    for drawn in zip(*by_domain, strict=True):
+        yield OwnFits(drawn, found.residual_R)
 
 
 KINDS: Final[dict[bool, Callable[[Law, Points, Floats], AnyFit]]] = {False: fit, True: fit_each}

@@ -16,7 +16,7 @@ Shapes: R runs, K domains, P parameters, T terms in tokens, Q exponents.
 """
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -101,7 +101,13 @@ def fit(law: Law, points: Points, loss_R: Floats) -> Fit:
     return problem.fit(best.x, delta)
 
 
-def bootstrap(found: Fit, points: Points, loss_R: Floats, num_draws: int = 200, seed: int = 0) -> list[Fit]:
+def random_factors(points: Points, num_draws: int, seed: int = 0) -> Floats:
+    """Return (num_draws, R) what a bootstrap multiplies the runs' errors with: one number for all runs of one seed model."""
+    group_R = _seed_models(points)
+    return np.random.default_rng(seed).choice(_WEBB, (num_draws, group_R.max() + 1))[:, group_R]
+
+
+def bootstrap(found: Fit, points: Points, loss_R: Floats, factors_BR: Floats) -> Iterator[Fit]:
     """Fit the law again to losses whose errors are drawn anew, by groups: a wild cluster bootstrap (doi 10.1162/rest.90.3.414).
 
     Runs with one N and D share a seed model, and with it a part of their errors: the residuals of such a group are all multiplied
@@ -113,22 +119,20 @@ def bootstrap(found: Fit, points: Points, loss_R: Floats, num_draws: int = 200, 
         found: the fit to all runs, from which each fit starts.
         points: of the runs.
         loss_R: (R,) their losses.
-        num_draws: fits.
-        seed: of the draws.
+        factors_BR: for B fits, see `random_factors`.
     """
-    generator = np.random.default_rng(seed)
     problem = _Problem(found.law, points, loss_R)
     start = problem.vector(found.parameters)
-    seeds = np.stack([points.num_parameters_R, points.pretraining_R], axis=1)
-    _, group_R = np.unique(seeds, axis=0, return_inverse=True)
-    group_R = group_R.ravel()
-    error_R = problem.errors(start, group_R)
-    draws = []
-    for _ in range(num_draws):
-        factor_R = generator.choice(_WEBB, group_R.max() + 1)[group_R]
+    error_R = problem.errors(start, _seed_models(points))
+    for factor_R in factors_BR:
         drawn_R = problem.log_loss_R + found.residual_R + factor_R * error_R
-        draws.append(problem.fit(problem.solve(start, found.huber_delta, drawn_R).x, found.huber_delta))
-    return draws
+        yield problem.fit(problem.solve(start, found.huber_delta, drawn_R).x, found.huber_delta)
+
+
+def _seed_models(points: Points) -> npt.NDArray[np.int64]:
+    """Return (R,) a number for each N and D: these runs share a seed model."""
+    _, group_R = np.unique(np.stack([points.num_parameters_R, points.pretraining_R], axis=1), axis=0, return_inverse=True)
+    return np.asarray(group_R.ravel())
 
 
 def huber_threshold(residual_R: Floats) -> float:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from lmsplit.train.allocation import Allocation, Predictor, Supply, allocate, best_size, spend
+from lmsplit.train.scaling_domains import OwnFits
 from tests.train.laws import TRUTHS, truth
 
 ENDLESS = Supply(np.full(4, np.inf), 1.0)
@@ -14,7 +15,7 @@ N = 1.6e7
 
 def best(name: str, tokens: float, supply: Supply = ENDLESS) -> Allocation:
     """Return the best allocation of so many tokens."""
-    return allocate(Predictor([truth(name)], 4), N, 6 * N * tokens, supply)
+    return allocate(Predictor(truth(name), 4), N, 6 * N * tokens, supply)
 
 
 def test_allocate_does_not_split_where_all_tokens_count_alike() -> None:
@@ -59,6 +60,17 @@ def test_allocate_spends_no_more_than_there_is() -> None:
     assert (found.specialization_K <= supply.most_specialization(np.array([found.pretraining]))[:, 0] + 1e-3).all()
 
 
+@pytest.mark.parametrize("budget_over_supply", [2, 300, 1e5])
+def test_allocate_splits_however_far_the_budget_is_above_the_supply(budget_over_supply: float) -> None:
+    supply = Supply(np.full(4, 1e8), 4.0)
+    found = best("F4", budget_over_supply * 1.6e9, supply)
+    pretraining_G = np.linspace(1e7, 1.59e9, 500)
+    specialization_KG = supply.most_specialization(pretraining_G)
+    searched = Predictor(truth("F4"), 4).losses(N, pretraining_G, specialization_KG).mean(axis=0).min()
+    assert found.loss <= searched + 1e-4
+    assert found.specialization_K.min() > 0
+
+
 def test_spend_by_own_laws_gives_every_domain_the_same_gain() -> None:
     values = TRUTHS["F1"]
     shifts = (-1.0, 0.0, 0.5)
@@ -71,7 +83,7 @@ def test_spend_by_own_laws_gives_every_domain_the_same_gain() -> None:
         )
         for shift in shifts
     ]
-    predictor, rest = Predictor(fits, 3), 3e8
+    predictor, rest = Predictor(OwnFits(tuple(fits), np.zeros(0)), 3, own_tokens=True), 3e8
     found = spend(predictor, N, 2e8, rest, Supply(np.full(3, np.inf), 1.0))
     assert found.specialization_K.sum() == pytest.approx(rest)
     _, gamma, offset = values.exponent_Q
@@ -84,13 +96,15 @@ def test_spend_by_own_laws_gives_every_domain_the_same_gain() -> None:
 
 def test_spend_by_own_laws_stops_at_a_supply() -> None:
     fits = [replace(truth("F2"), parameters=TRUTHS["F2"]._replace(log_floor_K=np.zeros(1)))] * 2
-    found = spend(Predictor(fits, 2), N, 1e6, 1e8, Supply(np.array([2e6, 1e9]), 1.0))
+    found = spend(
+        Predictor(OwnFits(tuple(fits), np.zeros(0)), 2, own_tokens=True), N, 1e6, 1e8, Supply(np.array([2e6, 1e9]), 1.0)
+    )
     assert found.specialization_K[0] == pytest.approx(2e6 * (1 - 1e6 / 1.002e9))
     assert found.specialization_K.sum() == pytest.approx(1e8)
 
 
 def test_best_size_is_the_best_of_all_sizes() -> None:
-    predictor, budget = Predictor([truth("F1")], 4), 1e17
+    predictor, budget = Predictor(truth("F1"), 4), 1e17
     found = best_size(predictor, 1e5, 1e9, budget, ENDLESS)
     searched = [allocate(predictor, size, budget, ENDLESS).loss for size in np.geomspace(1e5, 1e9, 200)]
     assert found.loss <= min(searched) + 1e-9

@@ -13,7 +13,7 @@ from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.train.allocation import Predictor, Supply, allocate
 from lmsplit.train.config import Training
 from lmsplit.train.plan import Question, recommend
-from lmsplit.train.runs import Runs
+from lmsplit.train.runs import Runs, read_runs
 from tests.train.laws import DOMAINS, measured, truth
 
 N = 1.6e7
@@ -46,7 +46,7 @@ def write(runs: Runs, path: Path) -> Path:
 @pytest.mark.parametrize("name", ["F1", "F2"])
 def test_recommend_is_near_the_optimum_of_the_law_that_made_the_runs(name: str) -> None:
     plan = recommend(measured(name, noise=0.002), Question(BUDGET, (N,), **QUICK))
-    best = allocate(Predictor([truth(name)], 4), N, BUDGET, Supply(np.full(4, np.inf), 4.0))
+    best = allocate(Predictor(truth(name), 4), N, BUDGET, Supply(np.full(4, np.inf), 4.0))
     assert plan.choice.law == name
     assert plan.best.pretraining == pytest.approx(best.pretraining, rel=0.15)
     assert plan.best.loss == pytest.approx(best.loss, rel=0.01)
@@ -86,6 +86,31 @@ def test_recommend_warns() -> None:
     assert any("no run is without specialization" in each for each in recommend(alone, Question(BUDGET, (N,), **QUICK)).warnings)
     noisy = Runs(runs.points, runs.loss_R * np.exp(np.random.default_rng(0).normal(0, 0.1, 200)), DOMAINS)
     assert any("poor fit" in each for each in recommend(noisy, Question(BUDGET, (N,), **QUICK)).warnings)
+
+
+def test_recommend_says_where_there_are_no_tokens() -> None:
+    runs = measured("F1")
+    some = recommend(runs, Question(BUDGET, (N,), **QUICK), [0.0, 1e9, 1e9, 1e9])
+    assert any(each == "supply binds: no training tokens of d00000" for each in some.warnings)
+    assert some.domain_tokens["d00000"] == 0
+    with pytest.raises(ConfigurationError, match="there are 0 training tokens for 4 repetitions: not one to train on"):
+        recommend(runs, Question(BUDGET, (N,), **QUICK), [0.0] * 4)
+
+
+def test_recommend_counts_rows_that_are_there_twice_once(tmp_path: Path) -> None:
+    table = str(write(measured("F1"), tmp_path / "runs.jsonl"))
+    once, twice = read_runs([table]), read_runs([table, table])
+    assert len(twice.loss_R) == len(once.loss_R) == 200
+    assert twice.num_duplicates == 200
+    warnings = recommend(twice, Question(BUDGET, (N,), **QUICK)).warnings
+    assert any("200 rows of the runs are there before" in each for each in warnings)
+
+
+def test_names_of_domains_that_look_like_numbers_stay(tmp_path: Path) -> None:
+    lines = [f"1e6,1e6,0,{name},3.0" for name in ("001", "1", "1e0", "1.10")]
+    header = "num_parameters,pretraining_tokens,specialization_tokens,domain,loss"
+    (tmp_path / "runs.csv").write_text("\n".join([header, *lines]))
+    assert set(read_runs([str(tmp_path / "runs.csv")]).domains) == {"001", "1", "1e0", "1.10"}
 
 
 def test_recommend_says_where_laws_disagree() -> None:
@@ -182,6 +207,8 @@ def test_plan_command_prints_a_table(tmp_path: Path, capsys: pytest.CaptureFixtu
         ({"specialization_tokens": [-1.0]}, "row 1: specialization_tokens is -1.0, expected a finite number of at least 0"),
         ({"num_parameters": ["many"]}, "cannot be read as a table of runs"),
         ({"domain": [None]}, "a row has no domain"),
+        ({"loss": [{"nats": 3.1}]}, "the column 'loss' has values of type Struct"),
+        ({"loss": [True]}, "the column 'loss' has values of type Boolean"),
     ],
 )
 def test_plan_command_refuses_a_table_that_cannot_be(
@@ -203,7 +230,7 @@ def test_plan_command_refuses_a_table_that_cannot_be(
     assert not (tmp_path / "plan").exists()
 
 
-@pytest.mark.parametrize("budget", ["0", "-1", "inf", "nan"])
+@pytest.mark.parametrize("budget", ["0", "-1", "inf", "nan", "1e31"])
 def test_plan_command_refuses_a_budget_that_cannot_be(budget: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["plan", "nowhere", "--budget", budget])

@@ -6,7 +6,7 @@ from scipy.optimize import minimize
 
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.train.scaling import LAWS, Parameters, Points, log_loss, predict
-from lmsplit.train.scaling_fit import bootstrap, fit, spread
+from lmsplit.train.scaling_fit import bootstrap, fit, random_factors, spread
 from tests.train.laws import TRUTHS, measured
 
 CHINCHILLA = Parameters(np.log([1.8172]), np.log(482.01), np.log([2085.43]), 0.3478, np.array([0.3658]))
@@ -83,7 +83,7 @@ def test_fit_refuses_fewer_runs_than_parameters() -> None:
 def test_bootstrap_starts_from_the_fit_and_is_repeatable() -> None:
     runs = measured("F2")
     found = fit(LAWS["F2"], runs.points, runs.loss_R)
-    one, other = (bootstrap(found, runs.points, runs.loss_R, 20, seed=3) for _ in range(2))
+    one, other = (list(bootstrap(found, runs.points, runs.loss_R, random_factors(runs.points, 20, seed=3))) for _ in range(2))
     for left, right in zip(one, other, strict=True):
         np.testing.assert_array_equal(left.parameters.vector(), right.parameters.vector())
     shares = [each.parameters.exponent_Q[0] for each in one]
@@ -102,7 +102,9 @@ def test_bootstrap_of_runs_that_share_errors_is_wider() -> None:
         loss_R = runs.loss_R * np.exp(noise_R)
         found = fit(LAWS["F1"], runs.points, loss_R)
         there = runs.points.take(runs.points.num_parameters_R == 1.6e7)
-        predicted = [each.predict(there).mean() for each in bootstrap(found, runs.points, loss_R, 40)]
+        predicted = [
+            each.predict(there).mean() for each in bootstrap(found, runs.points, loss_R, random_factors(runs.points, 40))
+        ]
         spreads.append(np.std(predicted))
     assert spreads[0] > 1.3 * spreads[1]
 
