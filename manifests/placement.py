@@ -144,6 +144,10 @@ class PlacementRule:
             raise ValueError(f"vectors have shape {embeddings_ND.shape}: expected (N, {self.centroids_MD.shape[1]})")
         if bad := int(np.count_nonzero(~is_unit(embeddings_ND))):
             raise ValueError(f"{bad} of {len(embeddings_ND)} vectors are not finite unit vectors: set them aside first")
+        return self.place_units(embeddings_ND)
+
+    def place_units(self, embeddings_ND: Floats) -> Placements:
+        """Place rows of which `is_unit` is known to be true; else see `place`."""
         space = Workspace()
         way = self._siblings(ROOT).place(embeddings_ND, space)
         if self.depth == 1:

@@ -14,6 +14,7 @@ does not). Cost: one encoding of the texts' prefixes; the first route to an expe
 """
 
 import json
+import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
@@ -130,7 +131,7 @@ class Router:
         assert self._encoder is not None, "another way to route needs none"
         vectors_ND = self._encoder.encode(texts)
         found_N = is_unit(vectors_ND)
-        placed = self._rule.place(vectors_ND[found_N])
+        placed = self._rule.place_units(vectors_ND[found_N])
         scores_NK = scores(self._rule, vectors_ND[found_N])
         return self._routes(found_N, placed.domain, placed.margin, scores_NK, self._temperature)
 
@@ -162,25 +163,23 @@ class Router:
         if margin < least:  # never where there is no runner-up: the margin is NaN
             reason = f"the margin of {margin:.4f} is below {least:g}"
         expert: str | None = own
-        answering = {f"{EXPERTS}/{domain_name(int(leaf))}": float(weights_K[leaf]) for leaf in np.flatnonzero(weights_K)}
+        answering = {f"{EXPERTS}/{domain_name(leaf)}": weight for leaf, weight in enumerate(weights_K.tolist()) if weight}
         if reason is not None:
             expert, reason = self._fall_back(reason)
             answering = {expert: 1.0} if expert else {}
         elif faults := [fault for fault in map(self._fault, answering) if fault]:
             answering, reason = self._without_missing(answering, faults)
-        runner_up = None
-        others = np.where(np.arange(len(scores_K)) == domain, -np.inf, scores_K)
-        if np.isfinite(others).any():
-            runner_up = domain_name(int(others.argmax()))
+        scores = {leaf: score for leaf, score in enumerate(scores_K.tolist()) if math.isfinite(score)}
+        runner_up = max((leaf for leaf in scores if leaf != domain), key=scores.__getitem__, default=None)
         return Route(
             domain=name,
             label=self._labels.get(name),  # a hand-over has some of the rule's domains only
-            margin=None if np.isnan(margin) else margin,
-            runner_up=runner_up,
+            margin=None if math.isnan(margin) else margin,
+            runner_up=None if runner_up is None else domain_name(runner_up),
             expert=expert,
             fallback=reason is not None,
             reason=reason,
-            scores={domain_name(leaf): score for leaf, score in enumerate(scores_K.tolist()) if np.isfinite(score)},
+            scores={domain_name(leaf): score for leaf, score in scores.items()},
             weights=answering,
         )
 
