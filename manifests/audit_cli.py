@@ -3,7 +3,6 @@
 Results go to standard output, progress and remarks to standard error. What each command alone needs is imported by it.
 """
 
-import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.manifests.options import JsonOption, ManifestArgument, ModelOption, TrustOption, print_json
+from lmsplit.manifests.options import JsonOption, ManifestArgument, ModelOption, TrustOption, print_json, screen
 from lmsplit.manifests.placement import Encoder
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.store import local_path
@@ -141,7 +140,7 @@ def _answer(found: dict[str, Any], view: Callable[[int], RenderableType], *, as_
     if as_json:
         print_json(found)
         return
-    console = Console(width=None if sys.stdout.isatty() else 120)
+    console = screen()
     console.print(view(console.width))
 
 

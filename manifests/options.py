@@ -5,6 +5,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="directory of the encoder's model, where the manifest knows it by digest alone")
@@ -20,3 +21,8 @@ JsonOption = Annotated[bool, typer.Option("--json", help="print one JSON object 
 def print_json(value: dict[str, Any]) -> None:
     """Print one JSON object on standard output."""
     sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=1 if sys.stdout.isatty() else None) + "\n")
+
+
+def screen() -> Console:
+    """Return standard output as a console; a file or a pipe has no width of its own and gets one that fits the tables."""
+    return Console(width=None if sys.stdout.isatty() else 120)

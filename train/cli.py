@@ -4,17 +4,15 @@ Importing this costs nothing heavy: torch and TRL are imported once a configurat
 to standard output, progress and logs to standard error.
 """
 
-import sys
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.manifests.options import ModelOption, TrustOption, print_json
+from lmsplit.manifests.options import ModelOption, TrustOption, print_json, screen
 from lmsplit.manifests.reader import Domain
 from lmsplit.manifests.store import local_path
 from lmsplit.train.config import Training
@@ -95,7 +93,7 @@ def status(
         table.add_row(
             row["run"], row["state"], steps, *("" if row[key] is None else format(row[key], kind) for key, kind in numbers)
         )
-    _console().print(table)
+    screen().print(table)
 
 
 def route(
@@ -123,7 +121,7 @@ def route(
     if as_json:
         print_json(routes[0].to_json() if len(routes) == 1 else {"routes": [each.to_json() for each in routes]})
     else:
-        _console().print(_routes_table(text, routes))
+        screen().print(_routes_table(text, routes))
 
 
 def _show(
@@ -150,7 +148,7 @@ def _show(
             _number(seed.loss(domain.domain)),
             Text("failed", "red") if domain.domain in failed else _number(record.loss(domain.domain) if record else None),
         )
-    console = _console()
+    console = screen()
     console.print(table)
     if kind == "expert" and (line := _summary(seed, experts)):
         console.print(line)
@@ -176,11 +174,6 @@ def _losses(record: RunRecord) -> dict[str, float]:
 def _tokens(record: RunRecord | None, domain: str) -> str:
     own = record.domains.get(domain) if record else None
     return f"{own.num_tokens:,}" if own else ""
-
-
-def _console() -> Console:
-    """A file or a pipe has no width of its own: give it one that fits the tables."""
-    return Console(width=None if sys.stdout.isatty() else 120)
 
 
 def _number(loss: Loss | None) -> str:

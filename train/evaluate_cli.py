@@ -3,17 +3,16 @@
 The result goes to standard output, progress to standard error. See `evaluate` for what is measured.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from lmsplit.manifests.configuration import load
-from lmsplit.manifests.options import JsonOption, ModelOption, TrustOption, print_json
+from lmsplit.manifests.options import JsonOption, ModelOption, TrustOption, print_json, screen
 from lmsplit.manifests.progress import report_progress
 from lmsplit.train.config import Training
 from lmsplit.train.layout import EVALUATION
@@ -40,7 +39,7 @@ def evaluate(
     if as_json:
         print_json(found | {"picture": str(directory / "evaluation.svg")})
     else:
-        Console(width=None if sys.stdout.isatty() else 120).print(view(found, directory))
+        screen().print(view(found, directory))
 
 
 def view(found: dict[str, Any], directory: Path) -> RenderableType:

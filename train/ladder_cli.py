@@ -14,7 +14,7 @@ from rich.text import Text
 
 from lmsplit.manifests.configuration import load, validate
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.manifests.options import print_json
+from lmsplit.manifests.options import print_json, screen
 from lmsplit.manifests.reader import Manifest
 from lmsplit.train.config import InlineModel, TrainedTokenizer, Training
 from lmsplit.train.ladder import Ladder, Target, propose
@@ -67,7 +67,7 @@ def plan_ladder(config: str, budget: float, precision: float, output: str, *, ru
     if as_json:
         print_json(_facts(ladder) | {"runs": str(Path(output) / "runs.jsonl"), "measured": len(table)})
     else:
-        Console().print(f"{len(table)} losses in {Path(output) / 'runs.jsonl'}: lmsplit plan {output} --budget FLOPS")
+        screen().print(f"{len(table)} losses in {Path(output) / 'runs.jsonl'}: lmsplit plan {output} --budget FLOPS")
 
 
 def _check(configuration: Training, config: str) -> None:
@@ -133,7 +133,7 @@ def _show(ladder: Ladder, target: Target, precision: float, as_json: bool) -> No
     if as_json:
         print_json(_facts(ladder))
     else:
-        Console().print(_table(ladder, target, precision))
+        screen().print(_table(ladder, target, precision))
 
 
 def _table(ladder: Ladder, target: Target, precision: float) -> Group:

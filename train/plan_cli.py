@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console, Group, RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.manifests.options import JsonOption, print_json
+from lmsplit.manifests.options import JsonOption, print_json, screen
 from lmsplit.manifests.progress import report_progress, seldom
 from lmsplit.manifests.reader import Manifest
 from lmsplit.train.allocation import Allocation
@@ -81,7 +81,7 @@ def plan(
     if as_json:
         print_json(facts)
     else:
-        Console().print(_view(made, directory))
+        screen().print(_view(made, directory))
 
 
 def _check_ladder(runs: list[str], precision: float, has_others: bool) -> None:

@@ -3,18 +3,16 @@
 The result goes to standard output. This imports no torch; see `lineage` and `audit` for the work and its cost.
 """
 
-import sys
 from pathlib import Path
 from typing import Annotated
 
 import typer
 import yaml
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from lmsplit.manifests.errors import ConfigurationError, LmsplitError
-from lmsplit.manifests.options import JsonOption, print_json
+from lmsplit.manifests.options import JsonOption, print_json, screen
 from lmsplit.manifests.reader import Manifest
 from lmsplit.manifests.store import local_path
 from lmsplit.train.audit import Audit, audit
@@ -40,7 +38,7 @@ def trace(
         if as_json:
             print_json({"step": step, "spans": [span._asdict() for span in spans]})
         else:
-            _console().print(_spans_table(f"step {step}", spans))
+            screen().print(_spans_table(f"step {step}", spans))
     elif doc is not None:
         _trace_document(directory, doc, manifest, as_json)
     else:
@@ -52,9 +50,9 @@ def _trace_document(run: Path, doc_id: str, manifest: str | None, as_json: bool)
     if as_json:
         print_json({"doc_id": doc_id, "spans": [span._asdict() for span in spans]})
     elif spans:
-        _console().print(_spans_table(doc_id, spans))
+        screen().print(_spans_table(doc_id, spans))
     else:
-        _console().print(Text(f"{doc_id} is in no row that {run} trains on: {_whereabouts(run, doc_id, manifest)}"))
+        screen().print(Text(f"{doc_id} is in no row that {run} trains on: {_whereabouts(run, doc_id, manifest)}"))
 
 
 def _audit(run: Path, manifest: str | None, as_json: bool) -> None:
@@ -113,7 +111,7 @@ def _spans_table(title: str, spans: list[Span]) -> Table:
 
 
 def _print_audit(result: Audit) -> None:
-    console = _console()
+    console = screen()
     steps = ", ".join(f"{run} {count:,}" for run, count in result.trained_steps.items())
     counts = Table(title=Text(f"trained on by {result.run} (steps: {steps})"), pad_edge=False)
     for name in ("column", "value"):
@@ -142,8 +140,3 @@ def _print_audit(result: Audit) -> None:
     if (more := result.num_violations - _SHOWN_VIOLATIONS) > 0:
         console.print(Text(f"and {more:,} more: --json lists them", "red"))
     console.print(Text("ok: every document trained on may be" if result.ok else "the audit failed", "" if result.ok else "red"))
-
-
-def _console() -> Console:
-    """A file or a pipe has no width of its own: give it one that fits the tables."""
-    return Console(width=None if sys.stdout.isatty() else 120)
