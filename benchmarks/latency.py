@@ -45,8 +45,8 @@ def routers(output: Path, corpus: str) -> dict[str, Router]:
 def prompts_of(opened: Manifest, encoder: DocumentEncoder, length: int, count: int) -> list[str]:
     """Return the beginnings of held-out documents that are long enough."""
     texts = opened.scan().filter(pl.col("split") == "heldout").select("text").collect()["text"].to_list()
-    long = [ids[:length] for ids in encoder.encode(texts) if len(ids) >= length]
-    return [encoder.decode(ids) for ids in long[:: max(1, len(long) // count)][:count]]
+    long = [text for text, ids in zip(texts, encoder.encode(texts), strict=True) if len(ids) >= length]
+    return encoder.beginnings(long[:: max(1, len(long) // count)][:count], length)
 
 
 def model_of(name: str) -> PreTrainedModel:
