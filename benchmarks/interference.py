@@ -1,7 +1,7 @@
 """Does holding an expert to the seed on other domains pay, and is it more than replay?
 
 One seed on the mixture of the corpora, then one expert for each of twelve domains, in several ways, three seeds each, one for
-three other weights (`seeds`):
+other weights (`seeds`):
 
 - `plain`: the own domain alone. `plain, random` and `hinge, random`: twelve random clusters of the same sizes.
 - `replay`: 3 % of the tokens from other domains, trained on like the own ones. `replay ×…`: the same rows with a larger weight.
@@ -77,15 +77,19 @@ ARMS: Final[dict[str, Arm]] = {
     "replay": Arm("replay"),
     "replay ×10": Arm("replay", 0.3, is_once=True),
     "replay ×32": Arm("replay", 1.0, is_once=True),
-    "kl 0.1": Arm("kl", 0.1, is_once=True),
+    "kl 0.03": Arm("kl", 0.03, is_once=True),
+    "kl 0.1": Arm("kl", 0.1),
+    "kl 0.3": Arm("kl", 0.3, is_once=True),
     "kl 1": Arm("kl", 1.0, is_once=True),
-    "hinge token 0.03": Arm("hinge", 0.03, is_once=True),
+    "hinge token 0.03": Arm("hinge", 0.03),
     "hinge token 0.1": Arm("hinge", 0.1, is_once=True),
     "hinge token 0.3": Arm("hinge", 0.3, is_once=True),
     "hinge token 1": Arm("hinge", 1.0, is_once=True),
     "hinge token 3": Arm("hinge", 3.0, is_once=True),
+    "hinge document 0.03": Arm("hinge", 0.03, "document"),
     "hinge document 1": Arm("hinge", 1.0, "document", is_once=True),
     "plain, random": Arm(random=True),
+    "hinge token 0.03, random": Arm("hinge", 0.03, random=True),
     "dense, per model": Arm(dense=Matched.PER_MODEL),
     "dense, total": Arm(dense=Matched.TOTAL),
 }

@@ -12,7 +12,7 @@ bootstrap.
 - `scaling_chinchilla`: 245 runs over the published range (70M to 16B parameters, 6e18 to 3e21 FLOPs, 5B to 500B tokens), N and D
   tied to each other by it as there, with the constants of arXiv 2404.10102, without noise and with 0.5 %: the constants found.
 
-Takes 20 minutes on 2 cores.
+Takes 50 minutes on one core.
 """
 
 import argparse
