@@ -130,6 +130,7 @@ def best_choice(model, encoder: DocumentEncoder, context: str, choices: list[str
     return max(range(len(choices)), key=scores.__getitem__)
 
 
+@pytest.mark.slow  # the harness alone takes half a minute
 def test_the_harness_asks_the_routed_experts(tmp_path: Path, licensed_manifest: Path, lmsplit: Command) -> None:
     cloze = {"context_tokens": 8, "continuation_tokens": 6, "choices": 2}
     path = write_configuration(tmp_path, licensed_manifest, evaluation={"prompt_tokens": 6, "prefix_tokens": [6], "cloze": cloze})

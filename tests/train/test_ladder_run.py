@@ -70,6 +70,7 @@ def test_run_goes_on_where_it_was_cut_off(path: Path) -> None:
     assert all((output / "segments" / name / "model.safetensors").stat().st_mtime_ns == time for name, time in kept.items())
 
 
+@pytest.mark.slow
 def test_plan_of_a_ladder_is_a_configuration_that_trains(path: Path, lmsplit: Command) -> None:
     ladder_run(path).run()
     directory = path.parent / "out"

@@ -8,7 +8,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lmsplit.manifests.configuration import load
 from lmsplit.manifests.reader import Manifest
+from lmsplit.train.campaign import Campaign
+from lmsplit.train.config import Training
+from lmsplit.train.experts import train_all
 from lmsplit.train.record import Loss, read_record
 from lmsplit.train.text_losses import evaluate_domain
 from lmsplit.train.tokenizer import DocumentEncoder
@@ -19,13 +23,19 @@ pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), p
 DOMAINS = ("d00000", "d00001", "d00002")
 
 
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, licensed_manifest: Path) -> Path:
+    """An output whose seed and experts are trained; read it."""
+    path = write_configuration(tmp_path_factory.mktemp("trained"), licensed_manifest)
+    train_all(Campaign.open(load(Training, str(path), [])))
+    return path.parent / "out"
+
+
 @pytest.fixture
-def path(tmp_path: Path, licensed_manifest: Path, lmsplit: Command) -> Path:
+def path(tmp_path: Path, trained: Path, licensed_manifest: Path) -> Path:
     """A configuration whose seed and experts are trained."""
-    path = write_configuration(tmp_path, licensed_manifest)
-    result = lmsplit("train", str(path), "--all")
-    assert result.code == 0, result.err
-    return path
+    shutil.copytree(trained, tmp_path / "out")
+    return write_configuration(tmp_path, licensed_manifest)
 
 
 def test_average_is_the_mean_of_the_experts(path: Path, lmsplit: Command, licensed_manifest: Path) -> None:

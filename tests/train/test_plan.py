@@ -68,8 +68,8 @@ def test_recommend_no_split_where_it_does_not_pay() -> None:
 
 def test_recommend_chooses_among_sizes_or_any() -> None:
     runs = measured("F1", noise=0.002)
-    given = recommend(runs, Question(BUDGET, (4e6, N, 1e9), **QUICK))
-    free = recommend(runs, Question(BUDGET, **QUICK))
+    given = recommend(runs, Question(BUDGET, (4e6, N, 1e9), law="F1", **QUICK))
+    free = recommend(runs, Question(BUDGET, law="F1", **QUICK))
     assert given.best.num_parameters in (4e6, N, 1e9)
     assert free.best.loss <= given.best.loss + 1e-9
     gains = {each.name: each.gain for each in free.alternatives}
@@ -78,23 +78,26 @@ def test_recommend_chooses_among_sizes_or_any() -> None:
 
 def test_recommend_warns() -> None:
     runs = measured("F1")
-    far = recommend(runs, Question(BUDGET * 1000, (1e9,), **QUICK), [1e8] * 4).warnings
+    far = recommend(runs, Question(BUDGET * 1000, (1e9,), law="F1", **QUICK), [1e8] * 4).warnings
     assert any("extrapolates: N = 1e+09 is 62.5 times the largest run's" in each for each in far)
     assert any("supply binds: " in each for each in far)
     split = runs.points.specialization_R > 0
     alone = Runs(runs.points.take(split), runs.loss_R[split], DOMAINS)
-    assert any("no run is without specialization" in each for each in recommend(alone, Question(BUDGET, (N,), **QUICK)).warnings)
+    assert any(
+        "no run is without specialization" in each
+        for each in recommend(alone, Question(BUDGET, (N,), law="F1", **QUICK)).warnings
+    )
     noisy = Runs(runs.points, runs.loss_R * np.exp(np.random.default_rng(0).normal(0, 0.1, 200)), DOMAINS)
-    assert any("poor fit" in each for each in recommend(noisy, Question(BUDGET, (N,), **QUICK)).warnings)
+    assert any("poor fit" in each for each in recommend(noisy, Question(BUDGET, (N,), law="F1", **QUICK)).warnings)
 
 
 def test_recommend_says_where_there_are_no_tokens() -> None:
     runs = measured("F1")
-    some = recommend(runs, Question(BUDGET, (N,), **QUICK), [0.0, 1e9, 1e9, 1e9])
+    some = recommend(runs, Question(BUDGET, (N,), law="F1", **QUICK), [0.0, 1e9, 1e9, 1e9])
     assert any(each == "supply binds: no training tokens of d00000" for each in some.warnings)
     assert some.domain_tokens["d00000"] == 0
     with pytest.raises(ConfigurationError, match="there are 0 training tokens for 4 repetitions: not one to train on"):
-        recommend(runs, Question(BUDGET, (N,), **QUICK), [0.0] * 4)
+        recommend(runs, Question(BUDGET, (N,), law="F1", **QUICK), [0.0] * 4)
 
 
 def test_recommend_counts_rows_that_are_there_twice_once(tmp_path: Path) -> None:
@@ -102,7 +105,7 @@ def test_recommend_counts_rows_that_are_there_twice_once(tmp_path: Path) -> None
     once, twice = read_runs([table]), read_runs([table, table])
     assert len(twice.loss_R) == len(once.loss_R) == 200
     assert twice.num_duplicates == 200
-    warnings = recommend(twice, Question(BUDGET, (N,), **QUICK)).warnings
+    warnings = recommend(twice, Question(BUDGET, (N,), law="F1", **QUICK)).warnings
     assert any("200 rows of the runs are there before" in each for each in warnings)
 
 
@@ -142,7 +145,9 @@ def test_recommend_says_which_laws_the_runs_are_too_few_for() -> None:
     found = recommend(measured("F1", num_runs=48), Question(BUDGET, (N,), own_laws=True, **QUICK))
     expected = "the runs of each domain are too few, or too much alike, for F1, F2, F3, F4: the choice was among F0"
     assert any(each.startswith(expected) and "leave --own-laws out" in each for each in found.warnings), found.warnings
-    assert not any("too few" in each for each in recommend(measured("F1"), Question(BUDGET, (N,), **QUICK)).warnings)
+    assert not any(
+        "too few" in each for each in recommend(measured("F1", num_runs=100), Question(BUDGET, (N,), **QUICK)).warnings
+    )
 
 
 def test_recommend_by_own_laws_gives_each_domain_its_tokens() -> None:
@@ -169,7 +174,19 @@ def test_recommend_refuses_another_size_than_that_of_all_runs() -> None:
 @pytest.mark.parametrize("suffix", [".jsonl", ".csv", ".parquet"])
 def test_plan_command_reads_any_table(suffix: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     table = write(measured("F1"), tmp_path / f"runs{suffix}")
-    arguments = ["plan", str(table), "--budget", f"{BUDGET:g}", "--draws", "20", "-o", str(tmp_path / "plan"), "--json"]
+    arguments = [
+        "plan",
+        str(table),
+        "--budget",
+        f"{BUDGET:g}",
+        "--draws",
+        "20",
+        "--law",
+        "F1",
+        "-o",
+        str(tmp_path / "plan"),
+        "--json",
+    ]
     with pytest.raises(SystemExit) as stopped:
         main(arguments)
     assert stopped.value.code == 0
