@@ -163,7 +163,7 @@ def _in_kind(candidates: Iterable[Candidate]) -> list[Candidate]:
     """Return the candidates, by domain only if all laws are: the null by domain would beat the others' shared fits unopposed."""
     found = list(candidates)
     shared, own = ({law for law, kind in found if kind == by_domain} for by_domain in (False, True))
-    return [each for each in found if not each.by_domain or not shared or own == shared]
+    return [each for each in found if not each.by_domain or not shared or own >= shared]
 
 
 def _fits(
