@@ -9,7 +9,7 @@ by itself.
   their size and domain. `at 4×`: where the runs of more than a quarter of the dearest run's compute are left out, over these;
   `chosen at 4×`: the law that is chosen without them.
 - the sweep: models of `--size` parameters, one budget in total, spent in each of several ways from nearly all on the experts to
-  no split, with the ladder's schedule; seed and experts of `--experts` domains trained and measured. `predicted` is the law's.
+  no split, with the ladder's schedule; seed and experts of four domains trained and measured. `predicted` is the law's.
   `over the best`: measured loss over the lowest measured one. The plan's own choice and 80/20 are among them.
 
 Goes on where it was cut off. Takes about 3 hours on one core.

@@ -11,7 +11,7 @@ sizes ─► for each: shares of pretraining on a grid ─► D ─► D'_k by e
 No split at all, D' = 0, is one of the choices. Costs a few milliseconds for each N, up to a tenth of a second with a law for
 each domain. This does *not* fit the laws.
 
-Shapes: K domains, G shares on the grid, M stretches of tokens, N = K · G.
+Shapes: K domains, G shares on the grid, M stretches of tokens, R = K · G points.
 """
 
 from collections.abc import Callable
@@ -98,11 +98,11 @@ class Predictor:
 
     def losses(self, num_parameters: float, pretraining_G: Floats, specialization_KG: Floats) -> Floats:
         """Return the loss of each domain at each of G choices, nats per token."""
-        pretraining_N = np.tile(pretraining_G, self.num_domains)
-        domain_N = np.repeat(np.arange(self.num_domains), len(pretraining_G))
-        sizes_N = np.full(len(domain_N), float(num_parameters))
-        losses_N = self.fit.predict(Points(sizes_N, pretraining_N, specialization_KG.ravel(), domain_N))
-        return losses_N.reshape(specialization_KG.shape)
+        pretraining_R = np.tile(pretraining_G, self.num_domains)
+        domain_R = np.repeat(np.arange(self.num_domains), len(pretraining_G))
+        sizes_R = np.full(len(domain_R), float(num_parameters))
+        losses_R = self.fit.predict(Points(sizes_R, pretraining_R, specialization_KG.ravel(), domain_R))
+        return losses_R.reshape(specialization_KG.shape)
 
 
 def spend(predictor: Predictor, num_parameters: float, pretraining: float, rest: float, supply: Supply) -> Allocation:

@@ -1,10 +1,10 @@
 """Laws for the loss of a model of N parameters after D pretraining and D' specialization tokens: pure functions.
 
 A law is L = E_k + A/N^α + its terms in D and D', each a coefficient times a shape; a law may let D' release capacity, so that the
-term in N falls with it. Every law has an E_k for each domain, the null
-law included, so that none wins by that alone. Another law is one more entry of `LAWS`: the names, bounds and starts of its
-exponents, and the logarithms of its shapes with their gradients. The loss is computed as a log-sum-exp of its terms, which
-is how scaling laws are fitted (arXiv 2404.10102). The forms are assumptions: the law of arXiv 2603.19149 is not known to us.
+term in N falls with it. Every law has an E_k for each domain, the null law included, so that none wins by that alone. Another law
+is one more entry of `LAWS`: the names, bounds and starts of its exponents, and the logarithms of its shapes with their gradients.
+The loss is computed as a log-sum-exp of its terms, which is how scaling laws are fitted (arXiv 2404.10102). The forms are
+assumptions: the law of arXiv 2603.19149 is not known to us.
 
 Nothing here fits (see `scaling_fit`) or spends (see `allocation`). Imports numpy alone.
 
@@ -227,6 +227,12 @@ def _with_release_in_tokens(exponent_Q: Floats, log_unit: float) -> Floats:
 
 
 _OFFSET: Final = Exponent("log d0", -12.0, 3.0, (-6.0, -3.0))
+_INTERACTION: Final = (
+    Exponent("alpha1", -0.5, 2.0, (0.1, 0.4)),
+    Exponent("alpha2", -0.5, 2.0, (0.05, 0.2)),
+    Exponent("alpha3", -0.5, 0.5, (-0.02, 0.02)),
+    _OFFSET,
+)
 
 LAWS: Final[dict[str, Law]] = {
     law.name: law
@@ -263,12 +269,7 @@ LAWS: Final[dict[str, Law]] = {
             "F3",
             "E_k + A/N^alpha + C D^(-alpha1) (D' + d0)^(-alpha2 + alpha3 log D)",
             ("C",),
-            (
-                Exponent("alpha1", -0.5, 2.0, (0.1, 0.4)),
-                Exponent("alpha2", -0.5, 2.0, (0.05, 0.2)),
-                Exponent("alpha3", -0.5, 0.5, (-0.02, 0.02)),
-                _OFFSET,
-            ),
+            _INTERACTION,
             _interacting,
             _interacting_in_tokens,
         ),
@@ -276,13 +277,7 @@ LAWS: Final[dict[str, Law]] = {
             "F4",
             "E_k + A/N^alpha (1 + D'/d0)^-delta + C D^(-alpha1) (D' + d0)^(-alpha2 + alpha3 log D)",
             ("C",),
-            (
-                Exponent("alpha1", -0.5, 2.0, (0.1, 0.4)),
-                Exponent("alpha2", -0.5, 2.0, (0.05, 0.2)),
-                Exponent("alpha3", -0.5, 0.5, (-0.02, 0.02)),
-                _OFFSET,
-                Exponent("delta", 0.0, 1.5, (0.1,)),
-            ),
+            (*_INTERACTION, Exponent("delta", 0.0, 1.5, (0.1,))),
             _with_release,
             _with_release_in_tokens,
             _release,
