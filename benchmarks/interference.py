@@ -15,7 +15,8 @@ nats per token, domains counting alike; `routed` is the loss of held-out documen
 `routed, measured` to where the manifest's rule places their first 128 characters (`misrouted` says how many go elsewhere). ε*
 is the share of misrouted texts from which on experts have a lower routed loss than `plain`, errors spread over all domains.
 `− plain` and `− replay` are paired differences of `routed, measured` with 95 % intervals, seeds and originals of documents
-drawn with replacement; below 0 is the better one.
+drawn with replacement; below 0 is the better one. The second table has such differences from `plain` where documents are
+routed by longer and shorter beginnings, and by their domains.
 
 Runs that are done are kept in `--output`, so that the benchmark goes on where it was cut off. Takes about 2.5 hours on 2 cores.
 """
@@ -55,6 +56,8 @@ FRACTION: Final = 0.03
 HELD_OUT: Final = 60
 """Documents of a domain."""
 PREFIX: Final = 128
+PREFIXES: Final = (32, 64, PREFIX, 256, 1024)
+"""Characters that documents are routed by."""
 
 # Shapes: K experts, N held-out documents.
 
@@ -107,8 +110,16 @@ class Bench:
         self.texts = documents["text"].to_list()
         self.groups = documents["group"].to_numpy()
         self.domain_N = {False: documents["domain"].to_numpy(), True: self.shuffled.domains_of(documents["doc_id"])}
-        vectors_ND = self.manifest.encoder().encode([text[:PREFIX] for text in self.texts])
-        self.routed_N = self.manifest.rule().place(vectors_ND).domain
+        self.routed_N = self.routed_by(PREFIX)
+
+    def routed_by(self, prefix: int) -> npt.NDArray[np.int64]:
+        """Return (N,) the domain where the manifest's rule places the beginning of each held-out document.
+
+        Args:
+            prefix: its characters.
+        """
+        vectors_ND = self.manifest.encoder().encode([text[:prefix] for text in self.texts])
+        return np.asarray(self.manifest.rule().place(vectors_ND).domain)
 
     def measured(self, name: str, seed: int) -> npt.NDArray[np.float64]:
         """Return (K, N) each expert's nats on each held-out document; (1, N) for the seed and dense models."""
@@ -249,6 +260,27 @@ def row(bench: Bench, name: str, seeds: list[int]) -> dict[str, Any]:
     }
 
 
+def row_by_prefix(bench: Bench, prefix: int | None, seeds: list[int]) -> dict[str, Any]:
+    """Return a row of the second table.
+
+    Args:
+        bench: what was measured.
+        prefix: characters that documents are routed by; None: each goes to its own domain's expert.
+        seeds: of the ways that have them all.
+    """
+    domain_N = bench.domain_N[False]
+    expert_N = domain_N if prefix is None else bench.routed_by(prefix)
+    found: dict[str, Any] = {
+        "routed by": "their domains" if prefix is None else f"{prefix} characters",
+        "misrouted": float((expert_N != domain_N).mean()),
+    }
+    for name, arm in ARMS.items():
+        if arm.kind is not None and not (arm.is_once or arm.random):
+            pairs = [[routed(bench.measured(each, seed), expert_N) for each in (name, "plain")] for seed in seeds]
+            found[f"{name} − plain"] = shown(bench.judged(seeds[0]).interval(np.stack([way - plain for way, plain in pairs])))
+    return found
+
+
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw specialization against interference."""
     with mpl.rc_context({"svg.hashsalt": "lmsplit", "svg.fonttype": "none"}):
@@ -285,6 +317,8 @@ def main() -> None:
     rows = [row(bench, name, seeds_of[name]) for name in ARMS]
     name = "interference" if options.model == "1m" else f"interference_{options.model}"
     write_results(name, "Experts and the other domains", __doc__ or "", rows)
+    by_prefix = [row_by_prefix(bench, prefix, seeds) for prefix in (*PREFIXES, None)]
+    write_results(f"{name}_prefix", "Experts and the other domains, by how much is routed by", __doc__ or "", by_prefix)
     draw(rows, RESULTS / f"{name}.svg")
 
 
