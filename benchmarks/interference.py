@@ -157,7 +157,7 @@ class Bench:
 
     def _campaign(self, arm: Arm, seed: int) -> Campaign:
         self._seed(seed)
-        expert: dict[str, Any] = {}
+        expert: dict[str, Any] = {"interference": None}
         if arm.kind is not None:
             expert["interference"] = {"kind": arm.kind, "weight": arm.weight, "fraction": FRACTION, "level": arm.level}
             if arm.random:

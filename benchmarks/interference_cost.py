@@ -36,9 +36,7 @@ FRACTION: Final = 0.03
 
 def seconds(output: Path, way: dict[str, Any] | None, tokens: int, bf16: bool) -> float:
     """Train one expert and return how long that took."""
-    expert: dict[str, Any] = {"tokens": tokens}
-    if way is not None:
-        expert["interference"] = way | {"fraction": FRACTION}
+    expert = {"tokens": tokens, "interference": None if way is None else way | {"fraction": FRACTION}}
     values = {
         "manifest": str(output / "manifest"),
         "output": str(output / f"cost-{bf16}"),

@@ -2,8 +2,8 @@
 
 The corpora in twelve domains (`lexical`), a tokenizer of 1,024 tokens; `planner.py` has to have run its ladder before. Every
 size N gets the same FLOPs in total, so that the smallest sees the most tokens for each of its parameters. Half of its tokens
-T = C / 6N are the seed's, the others twelve experts', or the same seed's continued as one dense model, on the same tokens of
-each domain. Three seeds of training.
+T = C / 6N are the seed's, the others twelve experts', or the same seed's continued as one dense model, on as many tokens of each
+domain. Experts are trained as they are by default, 3 % of their tokens from other domains (kl). Three seeds of training.
 
 - `tokens per parameter`: T / N, what the experts and their seed see in all; `dense, total` as much.
 - losses: nats per token after prompts of 64 tokens, a mean over domains. `routed`: by the manifest's rule on the prompt.
@@ -68,6 +68,7 @@ VOCABULARY: Final = 1024
 SIZES: Final = (60_000, 120_000, 240_000, 480_000, 960_000)
 BUDGET: Final = 6e12
 """FLOPs of a seed and its experts together."""
+RANDOM: Final = "random"
 PROMPT: Final = 64
 HELD_OUT: Final = 60
 SPECIAL: Final = ("legal-contracts", "cs-research", "mathematics", "medicine", "software-docs")
@@ -90,12 +91,15 @@ class Cell:
     def campaign(self, name: str) -> Campaign:
         """Open the experts' training, or that on random clusters."""
         keys = self.preset.keys(self.preset.model_config(VOCABULARY))
+        expert: dict[str, Any] = {"tokens": self.specialization}
+        if name == RANDOM:
+            expert["interference"] = {"temperature": None}  # random clusters are not near each other
         values = keys | {
             "manifest": str(self.manifest),
             "output": str(self.output / name),
             "tokenizer": {"vocabulary_size": VOCABULARY},
             "seed_model": keys["seed_model"] | {"tokens": self.pretraining},
-            "expert": keys["expert"] | {"tokens": self.specialization},
+            "expert": keys["expert"] | expert,
             "evaluation": {
                 "documents": HELD_OUT,
                 "prompt_tokens": PROMPT,
@@ -140,7 +144,7 @@ class Cell:
 
     def _random(self, campaign: Campaign, seed: RunRecord) -> npt.NDArray[np.float64]:
         """Return each document's nats at the expert of its random cluster, continued from the same seed."""
-        other = self.campaign("random")
+        other = self.campaign(RANDOM)
         shuffled = Campaign(other.configuration, ShuffledManifest.of(other.manifest), other.encoder)
         link = shuffled.output / "seed"
         if not link.exists():

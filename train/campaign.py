@@ -148,7 +148,7 @@ class Campaign:
         phase = self.configuration.expert
         rate = phase.learning_rate or self.preset.expert_learning_rate
         content: dict[str, Any] = {"domain": domain.domain, "seed_weights": seed_weights_sha256}
-        content |= {"replay": phase.replay, "optimizer_state": phase.optimizer_state}
+        content |= {"optimizer_state": phase.optimizer_state}
         if phase.interference is not None:
             content["interference"] = phase.interference.model_dump()
         tokens = phase.domain_tokens.get(domain.domain, phase.tokens)
@@ -166,7 +166,7 @@ class Campaign:
         rate = phase.learning_rate or self.preset.expert_learning_rate
         tokens = self.expert_tokens()
         content: dict[str, Any] = {"matched": matched.value, "mixture": tokens, "seed_weights": seed_weights_sha256}
-        content |= {"optimizer_state": phase.optimizer_state, "replay": phase.replay}
+        content |= {"optimizer_state": phase.optimizer_state}
         if phase.interference is not None:  # what it decides of the rows
             content["interference"] = phase.interference.model_dump(include={"fraction", "temperature"})
         total = sum(tokens.values())

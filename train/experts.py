@@ -236,10 +236,12 @@ def _mixture(campaign: Campaign, run: Run) -> list[Share]:
 
 def _own_and_others(campaign: Campaign, run: Run, domain: Domain) -> list[Share]:
     phase = campaign.configuration.expert
-    fraction = phase.replay if phase.interference is None else phase.interference.fraction
+    if phase.interference is None:
+        return [Share(campaign.packed(domain, run.where), 1.0)]
+    fraction = phase.interference.fraction
     shares = [Share(campaign.packed(domain, run.where), 1 - fraction)]
     others = [other for other in campaign.manifest.domains if other != domain]
-    if fraction and others:
+    if others:
         packed = [campaign.packed(other, run.where) for other in others]
         rule = campaign.manifest.rule()
         centroids_KD = rule.centroids_MD[rule.leaf_nodes_K]
@@ -247,7 +249,7 @@ def _own_and_others(campaign: Campaign, run: Run, domain: Domain) -> list[Share]
             [each.num_tokens for each in packed],
             centroids_KD[[domain_index(other.domain) for other in others]],
             centroids_KD[domain_index(domain.domain)],
-            None if phase.interference is None else phase.interference.temperature,
+            phase.interference.temperature,
         )
         shares += [Share(each, fraction * share) for each, share in zip(packed, of_others_J.tolist(), strict=True)]
     return shares

@@ -76,7 +76,7 @@ def penalty(
         seed_logits_BTV: the seed's, for `kl`.
 
     >>> rows = {"labels": torch.tensor([[7, 1]]), "position_ids": torch.tensor([[0, 1]]), "reference_losses": torch.ones(1, 2)}
-    >>> round(penalty(Interference(), 0.0, torch.zeros(1, 2, 8), rows).total.item(), 4)  # ln 8 − 1
+    >>> round(penalty(Interference(kind="hinge"), 0.0, torch.zeros(1, 2, 8), rows).total.item(), 4)  # ln 8 − 1
     1.0794
     """
     labels_BT = batch["labels"]

@@ -75,8 +75,7 @@ def _check(configuration: Training, config: str) -> None:
     seed, expert = configuration.seed_model, configuration.expert
     given = {
         "seed_model.mixture": seed.mixture != "natural",
-        "expert.replay": bool(expert.replay),
-        "expert.interference": expert.interference is not None,
+        "expert.interference": expert.interference is not None and "interference" in expert.model_fields_set,
         "expert.optimizer_state": expert.optimizer_state != "fresh",
         "expert.domain_tokens": bool(expert.domain_tokens),
         "executor": configuration.executor.kind != "local" or configuration.executor.processes > 1,

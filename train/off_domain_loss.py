@@ -51,7 +51,8 @@ class OffDomainLoss:
         self._first_rows = drawn[marked(self._rows)[drawn]][:_NOISE_ROWS].tolist()
         self._seed: PreTrainedModel | None = None
         if settings.kind == "kl":
-            self._seed = copy_model(trainer.model, trainer.model.config._attn_implementation).eval().requires_grad_(False)
+            seed = copy_model(trainer.model, trainer.model.config._attn_implementation).eval().requires_grad_(False)
+            self._seed = seed.to(args.device)  # where the model itself may get to later only
         self._trainer = trainer
         trainer.add_callback(InterferenceState(settings.start_weight, settings.margin))
         trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
@@ -135,4 +136,6 @@ def _check(settings: Interference, trainer: Trainer) -> None:
     if missing := sorted(wanted - columns):
         raise ValueError(f"interference of kind {settings.kind} needs packed rows with the column {missing[0]!r}")
     if not trainer.model_accepts_loss_kwargs:
-        raise ValueError(f"{type(trainer.model).__name__} does not take num_items_in_batch, which interference needs")
+        raise ValueError(
+            f"{type(trainer.model).__name__} does not take num_items_in_batch, which interference needs: set it to null"
+        )

@@ -138,7 +138,7 @@ class RunRecord(Strict):
     where: dict[str, list[Any]] | None
     """The row filter; null where there was none."""
     domains: dict[str, DomainTokens]
-    """Where the tokens came from; an expert's own domain and those that it replays."""
+    """Where the tokens came from; an expert's own domain and those that it sees some of."""
     num_steps: int
     batch_rows: int
     """Rows in a step, over all processes and accumulation."""

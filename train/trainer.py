@@ -121,6 +121,7 @@ class DomainTrainer(SFTTrainer):
         super().__init__(*arguments, **named)
         self._row_order = row_order
         self.interference = interference
+        self.train_dataset: Any = self.train_dataset if interference else _unmarked(self.train_dataset)
         if self._collates_rows():
             check_attention(self.model)
             if not isinstance(self.data_collator, RowCollator):
@@ -128,7 +129,7 @@ class DomainTrainer(SFTTrainer):
         self._own_loss = self.args.loss_type == "nll" and not self.aux_loss_enabled and self.label_smoother is None
         self._own_loss = self._own_loss and self.compute_loss_func is None
         if interference is not None and not self._own_loss:
-            raise ValueError("interference goes with the plain loss: without loss_type, label smoothing and losses of one's own")
+            raise ValueError("interference goes with the plain loss: set it to null, or remove loss_type, smoothing, own losses")
         self._others = None if interference is None else OffDomainLoss(interference, self, row_order)
         self._lean = self._allows_lean_loss() and add_lean_loss(self.model)
         self.add_callback(Meter(data=self._data()))
@@ -310,6 +311,12 @@ class DomainTrainer(SFTTrainer):
 
     def _send_telemetry(self) -> None:
         """Send nothing: training on private documents must not call out by itself."""
+
+
+def _unmarked(rows: Any) -> Any:
+    """Return rows without the column that sets those of other domains apart, which would not be trained on."""
+    is_marked = "off_domain" in (getattr(rows, "column_names", None) or [])
+    return rows.remove_columns("off_domain") if is_marked else rows
 
 
 def _let_go(trainer: weakref.ref[DomainTrainer]) -> None:

@@ -50,7 +50,7 @@ def write_configuration(directory: Path, manifest: Path, **keys: Any) -> Path:
         "model": {"config": MODEL},
         "tokenizer": {"vocabulary_size": 350},
         "seed_model": {"tokens": 2_000, "learning_rate": 0.01},
-        "expert": {"tokens": 1_000, "learning_rate": 0.01},
+        "expert": {"tokens": 1_000, "learning_rate": 0.01, "interference": None},
         "sft": {"max_length": 32, "per_device_train_batch_size": 4, "bf16": False, "logging_steps": 3},
     }
     directory.mkdir(parents=True, exist_ok=True)

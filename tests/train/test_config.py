@@ -4,7 +4,7 @@ import pytest
 
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.train.config import Cloze, Latency, Training
+from lmsplit.train.config import Cloze, Dual, Interference, Latency, Training
 
 SMALLEST = """
 manifest: manifest/
@@ -44,15 +44,14 @@ def test_configuration_names_the_nearest_key(tmp_path: Path) -> None:
 
 
 def test_configuration_names_the_section_that_a_key_belongs_to(tmp_path: Path) -> None:
-    with pytest.raises(ConfigurationError, match=r"unknown key 'replay': did you mean 'expert\.replay'"):
-        configuration(tmp_path, "replay=0.1")
+    with pytest.raises(ConfigurationError, match=r"unknown key 'interference': did you mean 'expert\.interference'"):
+        configuration(tmp_path, "interference=null")
 
 
 @pytest.mark.parametrize(
     "override",
     [
         "expert.mixture=uniform",
-        "seed_model.replay=0.1",
         "mixture=uniform",
         "since=3",
         "trackers=[wandb]",
@@ -75,8 +74,8 @@ def test_configuration_refuses_keys_of_later_releases(tmp_path: Path, override: 
         ("executor={kind: slurm}", "kind slurm needs a partition, for example partition: cpu"),
         ("executor.workers=0", "executor.workers: Input should be greater than or equal to 1"),
         ("executor.processes=0", "executor.processes: Input should be greater than or equal to 1"),
-        ("expert.replay=1", "expert.replay: Input should be less than 1"),
-        ("expert.replay=-0.1", "expert.replay: Input should be greater than or equal to 0"),
+        ("expert.interference={fraction: 1}", "expert.interference.fraction: Input should be less than 1"),
+        ("expert.interference={fraction: 0}", "expert.interference.fraction: Input should be greater than 0"),
         ("expert.domain_tokens={d00000: 0}", "expert.domain_tokens.d00000: Input should be greater than 0"),
         ("expert.optimizer_state=old", "expert.optimizer_state: Input should be 'fresh' or 'kept'"),
         ("seed_model.max_repetitions=0", "seed_model.max_repetitions: Input should be greater than 0"),
@@ -103,8 +102,9 @@ model: 1m
 tokenizer: {vocabulary_size: 400}
 seed_model: {tokens: 9, learning_rate: 0.1, mixture: {d00000: 2, d00001: 0.5}, max_repetitions: 1.5, where: {year: [2001]},
   sft: {weight_decay: 0.2}}
-expert: {tokens: 8, domain_tokens: {d00001: 3}, replay: 0.25, optimizer_state: kept, max_repetitions: 4,
-  where: {gold: [true]}, sft: {warmup_steps: 2}}
+expert: {tokens: 8, domain_tokens: {d00001: 3}, optimizer_state: kept, max_repetitions: 4, where: {gold: [true]},
+  interference: {kind: hinge, weight: 0.3, fraction: 0.1, level: document, margin: 0.01, temperature: null,
+  dual: {target: 0.02, rate: 1}}, sft: {warmup_steps: 2}}
 where: {license: [mit, cc0], score: [0.5, 1]}
 sft: {max_length: 64}
 evaluation:
@@ -126,12 +126,16 @@ def test_configuration_takes_every_key(tmp_path: Path) -> None:
     read = configuration(tmp_path, text=WHOLE)
     assert set(read.model_fields_set) == set(Training.model_fields)
     for section in (read.seed_model, read.expert, read.evaluation):
-        assert set(section.model_fields_set) >= set(type(section).model_fields) - {"learning_rate", "interference"}
+        assert set(section.model_fields_set) >= set(type(section).model_fields) - {"learning_rate"}
     assert read.where == {"license": ["mit", "cc0"], "score": [0.5, 1]}
     assert (read.seed_model.mixture, read.seed_model.where) == ({"d00000": 2, "d00001": 0.5}, {"year": [2001]})
     assert read.expert.where is not None
     assert read.expert.where["gold"][0] is True
-    assert (read.expert.replay, read.expert.domain_tokens, read.expert.optimizer_state) == (0.25, {"d00001": 3}, "kept")
+    assert (read.expert.domain_tokens, read.expert.optimizer_state) == ({"d00001": 3}, "kept")
+    dual = Dual(target=0.02, rate=1)
+    assert read.expert.interference == Interference(
+        kind="hinge", weight=0.3, fraction=0.1, level="document", margin=0.01, temperature=None, dual=dual
+    )
     assert (read.evaluation.every_steps, read.evaluation.documents) == (5, None)
     assert (read.evaluation.prompt_tokens, read.evaluation.prefix_tokens, read.evaluation.labels) == (32, (8, 64), "topic")
     assert read.evaluation.cloze == Cloze(context_tokens=20, continuation_tokens=10, choices=5)
@@ -139,27 +143,19 @@ def test_configuration_takes_every_key(tmp_path: Path) -> None:
     assert (read.energy, read.executor.workers, read.executor.processes) == (True, 2, 4)
 
 
-def test_interference_instead_of_replay(tmp_path: Path) -> None:
-    section = (
-        "interference: {kind: hinge, weight: 0.3, fraction: 0.1, level: document, margin: 0.01, dual: {target: 0.02, rate: 1}}"
-    )
-    read = configuration(tmp_path, text=WHOLE.replace("replay: 0.25", section)).expert.interference
+@pytest.mark.parametrize(("kind", "weight"), [("hinge", 0.25), ("kl", 0.1), ("replay", 0.25)])
+def test_interference_has_a_weight_by_kind(tmp_path: Path, kind: str, weight: float) -> None:
+    """By hand: with a fifth of the tokens, 1/4 makes each count like an own one."""
+    read = configuration(tmp_path, f"expert.interference={{kind: {kind}, fraction: 0.2}}").expert.interference
     assert read is not None
-    assert (read.start_weight, read.fraction, read.level, read.margin, read.temperature) == (0.3, 0.1, "document", 0.01, 0.5)
-    assert read.dual is not None
-    assert (read.dual.target, read.dual.rate) == (0.02, 1)
-    for kind, weight in (("hinge", 1), ("kl", 1), ("replay", 0.1 / 0.9)):
-        section = f"interference: {{kind: {kind}, fraction: 0.1}}"
-        again = configuration(tmp_path, text=WHOLE.replace("replay: 0.25", section)).expert.interference
-        assert again is not None
-        assert again.start_weight == pytest.approx(weight)
+    assert read.start_weight == pytest.approx(weight)
 
 
 def test_configuration_has_a_default_for_every_key_but_five(tmp_path: Path) -> None:
     read = configuration(tmp_path)
     assert (read.where, read.energy, read.evaluation.every_steps, read.evaluation.documents) == (None, False, None, 200)
     assert (read.seed_model.mixture, read.seed_model.max_repetitions, read.seed_model.sft) == ("natural", None, {})
-    assert (read.expert.replay, read.expert.domain_tokens, read.expert.optimizer_state) == (0.0, {}, "fresh")
+    assert (read.expert.interference, read.expert.domain_tokens, read.expert.optimizer_state) == (Interference(), {}, "fresh")
     assert (read.executor.kind, read.executor.workers, read.executor.processes) == ("local", 1, 1)
 
 

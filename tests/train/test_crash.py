@@ -145,7 +145,7 @@ def test_five_kills_of_two_processes_change_nothing(path: Path) -> None:
 
 
 def test_two_processes_train_an_expert_from_a_launcher(path: Path) -> None:
-    two = ("--set", "executor.processes=2", "--set", "seed_model.tokens=2000", "--set", "expert.replay=0.3")
+    two = ("--set", "executor.processes=2", "--set", "seed_model.tokens=2000", "--set", "expert.interference={fraction: 0.3}")
     seed = run(*COMMAND, str(path), "--seed-model", *two)
     assert seed.returncode == 0, seed.stderr
     done = run(*TORCHRUN, "--nproc_per_node=2", *COMMAND, str(path), "--domain", "d00001", *two)
@@ -163,7 +163,7 @@ def test_two_processes_train_an_expert_from_a_launcher(path: Path) -> None:
 def test_interference_in_two_processes(path: Path) -> None:
     """Both follow one weight, and the log has the tokens of both."""
     keys = ["executor.processes=2", "seed_model.tokens=2000", "sft.logging_steps=1", "sft.save_total_limit=1"]
-    keys += ["expert.interference={fraction: 0.4, dual: {target: 0, rate: 1}}"]
+    keys += ["expert.interference={kind: hinge, weight: 1, fraction: 0.4, dual: {target: 0, rate: 1}}"]
     two = [each for key in keys for each in ("--set", key)]
     seed = run(*COMMAND, str(path), "--seed-model", *two)
     assert seed.returncode == 0, seed.stderr

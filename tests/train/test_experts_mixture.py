@@ -73,8 +73,15 @@ def test_max_repetitions_cut_the_budget(path: Path) -> None:
         assert each.not_reached_tokens == 0
 
 
+def test_expert_has_its_own_domain_alone_where_that_is_asked_for(path: Path) -> None:
+    record = train_expert(path, "d00000", "expert.interference=null")
+    assert list(record.domains) == ["d00000"]
+    assert record.interference is None
+
+
 def test_replay_comes_from_the_others_in_their_natural_ratios(path: Path) -> None:
-    record = train_expert(path, "d00000", "expert.tokens=4000", "expert.replay=0.5")
+    settings = "{kind: replay, fraction: 0.5, temperature: null}"
+    record = train_expert(path, "d00000", "expert.tokens=4000", f"expert.interference={settings}")
     assert list(record.domains) == ["d00000", "d00001", "d00002"]
     others = {name: record.domains[name].num_tokens for name in ("d00001", "d00002")}
     wanted = {"d00000": 2000.0} | {name: 2000 * size / sum(others.values()) for name, size in others.items()}

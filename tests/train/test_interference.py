@@ -48,10 +48,12 @@ def test_hinges_by_hand(seed: int, margin: float) -> None:
     excess = by_hand(logits, rows)
     by_token = sum(max(0.0, each - margin) for piece in excess for each in piece)
     by_document = sum(len(piece) * max(0.0, sum(piece) / len(piece) - margin) for piece in excess)
-    found = penalty(Interference(), margin, logits, rows)
+    found = penalty(Interference(kind="hinge"), margin, logits, rows)
     assert found.total.item() == pytest.approx(by_token, rel=1e-5)
     assert found.num_tokens.item() == 6
-    assert penalty(Interference(level="document"), margin, logits, rows).total.item() == pytest.approx(by_document, rel=1e-5)
+    assert penalty(Interference(kind="hinge", level="document"), margin, logits, rows).total.item() == pytest.approx(
+        by_document, rel=1e-5
+    )
     assert by_document <= by_token + 1e-9  # the mean of a piece hides what its tokens make up for
 
 
@@ -59,7 +61,7 @@ def test_no_gradient_where_the_expert_is_no_worse() -> None:
     logits, rows = batch(np.random.default_rng(0))
     rows["reference_losses"] = torch.full_like(rows["reference_losses"], 100.0)
     for level in ("token", "document"):
-        total = penalty(Interference(level=level), 0.0, logits, rows).total
+        total = penalty(Interference(kind="hinge", level=level), 0.0, logits, rows).total
         (gradient,) = torch.autograd.grad(total, logits)
         assert total.item() == 0
         assert not gradient.any()
@@ -70,7 +72,7 @@ def test_gradient_is_the_losses_where_the_expert_is_worse() -> None:
     rows["reference_losses"] = torch.full_like(rows["reference_losses"], -100.0)
     plain = torch.autograd.grad(penalty(Interference(kind="replay"), 0.0, logits, rows).total, logits)[0]
     for level in ("token", "document"):
-        found = torch.autograd.grad(penalty(Interference(level=level), 0.0, logits, rows).total, logits)[0]
+        found = torch.autograd.grad(penalty(Interference(kind="hinge", level=level), 0.0, logits, rows).total, logits)[0]
         torch.testing.assert_close(found, plain)
 
 

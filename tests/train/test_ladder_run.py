@@ -113,7 +113,7 @@ def test_plan_command_proposes_a_ladder(path: Path, licensed_manifest: Path, lms
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ({"expert": {"tokens": 1_000_000, "replay": 0.1}}, "remove expert.replay from"),
+        ({"expert": {"tokens": 1_000_000, "interference": {"fraction": 0.1}}}, "remove expert.interference from"),
         ({"seed_model": {"tokens": 8_000_000, "mixture": "uniform"}}, "remove seed_model.mixture from"),
         ({"model": {"config": MODEL}}, "--ladder needs a preset"),
         ({"expert": {"tokens": 1000}}, "leaves no room for three smaller ones of at least 20 steps"),

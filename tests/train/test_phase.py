@@ -42,7 +42,12 @@ def test_run_that_was_cut_off_goes_on_bit_for_bit(path: Path, watched: Watched, 
 
 
 def test_expert_that_was_cut_off_goes_on_bit_for_bit(path: Path, watched: Watched) -> None:
-    keys = ("sft.save_steps=2", "evaluation.every_steps=3", "expert.optimizer_state=kept", "expert.replay=0.3")
+    keys = (
+        "sft.save_steps=2",
+        "evaluation.every_steps=3",
+        "expert.optimizer_state=kept",
+        "expert.interference={kind: replay, fraction: 0.3}",
+    )
     seed = train(path, *keys)
     shutil.copytree(path.parent / "out", path.parent / "undisturbed")
     ours, theirs = campaign_of(path, *keys), campaign_of(path, *keys, f"output={path.parent / 'undisturbed'}")
