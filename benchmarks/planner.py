@@ -83,7 +83,7 @@ def run(output: Path, name: str, ladder: Ladder) -> Runs:
         "model": "1m",
         "tokenizer": {"vocabulary_size": VOCABULARY},
         "seed_model": {"tokens": 1},
-        "expert": {"tokens": 1},
+        "expert": {"tokens": 1, "interference": None},
         "evaluation": {"documents": 60},
         "sft": {"bf16": False, "max_length": 256, "per_device_train_batch_size": 4},
     }

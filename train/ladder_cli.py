@@ -107,6 +107,7 @@ def _run(configuration: Training, ladder: Ladder, shapes: Shapes, vocabulary: in
     from lmsplit.train.ladder_run import LadderRun
 
     values = configuration.model_dump(mode="json") | {"tokenizer": {"vocabulary_size": vocabulary}}
+    values["expert"]["interference"] = None  # a ladder's experts see their own domains alone
     campaign = Campaign.open(validate(Training, values, "the configuration"))
 
     def report(done: int, total: int) -> None:
