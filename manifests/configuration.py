@@ -7,9 +7,10 @@ Precedence: the model's default < the file < `--set a.b=c`.
 
 import difflib
 import re
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from types import UnionType
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError, ValidationInfo, field_validator
@@ -18,17 +19,29 @@ from lmsplit.manifests.errors import ConfigurationError
 
 
 class Strict(BaseModel):
-    """A frozen configuration section that refuses unknown keys, and truth values where a number is meant."""
+    """A frozen configuration section that refuses unknown keys, and truth values, infinity and NaN where a number is meant."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
     @field_validator("*", mode="before")
     @classmethod
     def _no_truth_for_number(cls, value: Any, info: ValidationInfo) -> Any:
-        kinds = cls.model_fields[str(info.field_name)].annotation
-        if isinstance(value, bool) and bool not in (kinds, *get_args(kinds)) and {int, float} & {kinds, *get_args(kinds)}:
+        kinds = set(_kinds(cls.model_fields[str(info.field_name)].annotation))
+        if isinstance(value, bool) and bool not in kinds and kinds & {int, float}:
             raise ValueError(f"expected a number, found {str(value).lower()}")
         return value
+
+
+def _kinds(annotation: Any) -> Iterator[Any]:
+    """Yield what a field may be, out of its unions and annotations."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _kinds(get_args(annotation)[0])
+    elif origin in (Union, UnionType):
+        for each in get_args(annotation):
+            yield from _kinds(each)
+    else:
+        yield annotation
 
 
 Model = TypeVar("Model", bound=BaseModel)

@@ -99,11 +99,14 @@ def misrouting(m_KK: Matrix, epsilon: float, where_JK: npt.ArrayLike | None = No
         where_JK: where misrouted texts of each domain go, rows adding up to 1 with 0 on the diagonal; None: to all alike.
     """
     size = len(_square(m_KK))
+    if size == 1 and epsilon:
+        raise ValueError("where there is one expert, no text is misrouted")
     if not 0 <= epsilon <= 1:
         raise ValueError(f"a share of misrouted texts is between 0 and 1, not {epsilon}")
     elsewhere = (1 - np.eye(size)) / max(1, size - 1) if where_JK is None else np.asarray(where_JK, np.float64)
-    if elsewhere.shape != (size, size) or np.abs(np.diag(elsewhere)).max() > _TOLERANCE:
-        raise ValueError("misrouted texts go to other experts: expected a (J, K) matrix with 0 on its diagonal")
+    is_elsewhere = elsewhere.shape == (size, size) and np.abs(np.diag(elsewhere)).max() <= _TOLERANCE
+    if not is_elsewhere or elsewhere.min() < 0:
+        raise ValueError("misrouted texts go to other experts: expected a (J, K) matrix of shares with 0 on its diagonal")
     if size > 1 and np.abs(elsewhere.sum(axis=1) - 1).max() > _TOLERANCE:
         raise ValueError("each row of where misrouted texts go adds up to 1")
     return np.asarray((1 - epsilon) * np.eye(size) + epsilon * elsewhere)
@@ -136,15 +139,18 @@ def break_even(plain_KK: Matrix, other_KK: Matrix, where_JK: npt.ArrayLike | Non
         where_JK: see `misrouting`.
 
     Returns:
-        0 where `other` gives up nothing on the own domains; infinity where it saves nothing on the others.
+        0 where `other` gives up nothing on the own domains and loses nothing on the others; infinity where it saves nothing
+        on these, or loses there.
 
     >>> break_even(np.array([[-1.0, 0.5], [0.5, -1.0]]), np.array([[-0.9, 0.2], [0.2, -0.9]]))
     0.25
     """
-    right, wrong = (misrouting(plain_KK, epsilon, where_JK) for epsilon in (0.0, 1.0))
-    given_up = routed_loss(other_KK, right) - routed_loss(plain_KK, right)
-    saved = routed_loss(plain_KK, wrong) - routed_loss(other_KK, wrong)
-    if given_up <= 0:
+    right = misrouting(plain_KK, 0.0, where_JK)
+    given_up, saved = routed_loss(other_KK, right) - routed_loss(plain_KK, right), 0.0
+    if len(plain_KK) > 1:
+        wrong = misrouting(plain_KK, 1.0, where_JK)
+        saved = routed_loss(plain_KK, wrong) - routed_loss(other_KK, wrong)
+    if given_up <= 0 and saved >= -_TOLERANCE:
         return 0.0
     return round(given_up / (given_up + saved), 12) if saved > 0 else float("inf")
 

@@ -52,7 +52,7 @@ class GradientCosine:
         seen = self._reduce(torch.tensor(float(self._off is not None), device=device))
         if not seen.item():
             return
-        dots = torch.zeros(3, dtype=torch.float64, device=device)
+        dots = torch.zeros(3, device=device)
         for index, parameter in enumerate(self._parameters):
             if parameter.grad is None:
                 continue
@@ -61,7 +61,7 @@ class GradientCosine:
                 for each in (self._off, self._penalty)
             )
             own = parameter.grad - penalty
-            dots += torch.stack([(own * off).sum(), own.square().sum(), off.square().sum()]).double()
+            dots += torch.stack([(own * off).sum(), own.square().sum(), off.square().sum()]).float()
         self._found = dots[0] / (dots[1] * dots[2]).sqrt()
         self._wanted, self._off, self._penalty = False, None, None
 

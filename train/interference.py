@@ -5,7 +5,7 @@ own rows ────► mean loss of the step's own tokens ──────�
 other rows ─► token losses ─(− the seed's − margin, cut at 0)─► mean × λ ──┴─► objective
 ```
 
-    J(θ) = E_own ℓ(x; θ) + λ · E_others (1/|x|) Σ_t max(0, ℓ_t(x; θ) − ℓ_t(x; θ₀) − m)
+    J(θ) = E_own ℓ_t(θ) + λ · E_others max(0, ℓ_t(θ) − ℓ_t(θ₀) − m)
 
 This is our own proposal. The cut excess over a reference is that of DoReMi (arXiv 2305.10429), the constraint that of GEM (arXiv
 1706.08840). Where an expert is no worse than the seed there is no gradient, unlike replay, which always pulls, and unlike the
@@ -38,8 +38,8 @@ class Penalty(NamedTuple):
 
     total: torch.Tensor
     """Sum of the penalties p over the tokens; what is minimised."""
-    excess: torch.Tensor
-    """The same without the margin's part for replay and kl, which have none: what a dual weight follows."""
+    excess: torch.Tensor | None
+    """The same, as a number: what a dual weight follows. None for replay, which compares with nothing."""
     nats: torch.Tensor
     """Sum of the losses."""
     num_tokens: torch.Tensor
@@ -84,7 +84,7 @@ def penalty(
     counted = labels_BT[:, 1:] != IGNORED
     num_tokens, nats = counted.sum(), losses.detach().sum()
     if settings.kind == "replay":
-        return Penalty(losses.sum(), torch.zeros_like(nats), nats, num_tokens)
+        return Penalty(losses.sum(), None, nats, num_tokens)
     if settings.kind == "kl":
         assert seed_logits_BTV is not None
         total = (_divergence(seed_logits_BTV, logits_BTV) * counted).sum()
@@ -123,11 +123,11 @@ class InterferenceState(TrainerCallback, ExportableState):
     """
 
     def __init__(self, weight: float, margin: float, noise: float | None = None) -> None:
-        self.weight: torch.Tensor = torch.tensor(weight, dtype=torch.float64)
+        self.weight: torch.Tensor = torch.tensor(weight)
         self.margin = margin
         self.noise = noise
         self._sums: dict[str, torch.Tensor] = {}
-        self._newest = torch.zeros(2, dtype=torch.float64)
+        self._newest = torch.zeros(2)
 
     def state(self) -> dict[str, Any]:
         """Return what a checkpoint keeps."""
@@ -141,12 +141,9 @@ class InterferenceState(TrainerCallback, ExportableState):
     def add(self, **sums: torch.Tensor | float) -> None:
         """Add to the sums of the next log line, without waiting for the device."""
         for name, value in sums.items():
-            self._sums[name] = self._sums.get(name, 0.0) + torch.as_tensor(value, dtype=torch.float64)
-
-        if "off_tokens" in sums:
-            self._newest = torch.stack(
-                [torch.as_tensor(sums[name], dtype=torch.float64) for name in ("off_excess", "off_tokens")]
-            )
+            self._sums[name] = self._sums.get(name, 0.0) + torch.as_tensor(value).float()
+        if "off_excess" in sums:
+            self._newest = torch.stack([torch.as_tensor(sums[name]).float() for name in ("off_excess", "off_tokens")])
 
     def newest(self) -> torch.Tensor:
         """Return (2,) the excess and the tokens of the newest batch, once; zeros where it had no rows of other domains."""
@@ -161,7 +158,7 @@ class InterferenceState(TrainerCallback, ExportableState):
             excess: sum over the other domains' tokens of all processes.
             num_tokens: how many there were; the weight stays where there were none.
         """
-        step = dual.rate * (excess.double() / num_tokens.clamp(min=1) - dual.target) * (num_tokens > 0)
+        step = dual.rate * (excess / num_tokens.clamp(min=1) - dual.target) * (num_tokens > 0)
         self.weight = (self.weight.to(step.device) + step).clamp(min=0)
 
     def rates(self, reduce: Any) -> dict[str, float]:
@@ -170,12 +167,13 @@ class InterferenceState(TrainerCallback, ExportableState):
         Args:
             reduce: sums a tensor over all processes.
         """
-        sums = reduce(torch.stack([torch.as_tensor(self._sums.get(name, 0.0), dtype=torch.float64) for name in _SUMS]))
-        self._sums = {}
+        sums = reduce(torch.tensor([float(self._sums.get(name, 0.0)) for name in _SUMS]))
+        was_compared, self._sums = "off_excess" in self._sums, {}
         own_nats, own_tokens, off_nats, off_excess, off_tokens = sums.tolist()
         found = {"interference_weight": self.weight.item()}
         if own_tokens:
             found["own_loss"] = own_nats / own_tokens
         if off_tokens:
-            found |= {"off_domain_loss": off_nats / off_tokens, "off_domain_excess": off_excess / off_tokens}
+            found["off_domain_loss"] = off_nats / off_tokens
+            found |= {"off_domain_excess": off_excess / off_tokens} if was_compared else {}
         return found

@@ -10,17 +10,13 @@ that belongs elsewhere is most often routed to, so that is where an expert must 
 This does *not* read any text, nor does it know losses.
 """
 
-from collections.abc import Sequence
-
 import numpy as np
 import numpy.typing as npt
-import pyarrow as pa
-import pyarrow.compute as pc
 from datasets import Dataset
 
 from lmsplit.manifests.placement import Floats
 
-# Shapes: J domains, D dimensions, R rows, S rows drawn.
+# Shapes: J domains, D dimensions, R rows.
 
 
 def shares_of_others(
@@ -41,7 +37,8 @@ def shares_of_others(
     if temperature is not None:
         distances_J = np.square(centroids_JD.astype(np.float64) - own_D).sum(axis=1)
         # The nearest one's exponent is 0, so that a low temperature leaves it with a share.
-        weights_J *= np.exp(-(distances_J - distances_J.min(initial=np.inf)) / temperature)
+        nearest = distances_J[weights_J > 0].min(initial=np.inf)
+        weights_J[weights_J > 0] *= np.exp(-(distances_J - nearest)[weights_J > 0] / temperature)
     return weights_J / (weights_J.sum() or 1.0)
 
 
@@ -54,22 +51,3 @@ def mark_rows(rows: Dataset, num_own: int) -> Dataset:
 def marked(rows: Dataset) -> npt.NDArray[np.bool_]:
     """Return (R,) whether each row is of another domain."""
     return np.concatenate([chunk.to_numpy(zero_copy_only=False) for chunk in rows.data.column("off_domain").chunks])
-
-
-def tokens_per_step(rows: Dataset, order: npt.NDArray[np.int64] | None, rows_per_step: int) -> float:
-    """Return how many tokens of other domains a step predicts on average.
-
-    Args:
-        rows: with the columns `off_domain` and `seq_lengths`.
-        order: (S,) the rows in training order; None: each once.
-        rows_per_step: over all processes and accumulation.
-    """
-    off_R = marked(rows)
-    targets_R = _lengths(rows, "input_ids") - _lengths(rows, "seq_lengths")  # the first token of a piece is not predicted
-    order_S: npt.NDArray[np.int64] = np.arange(len(rows)) if order is None else order
-    return float((targets_R * off_R)[order_S].sum() * rows_per_step / max(1, len(order_S)))
-
-
-def _lengths(rows: Dataset, column: str) -> npt.NDArray[np.int64]:
-    chunks: Sequence[pa.Array] = rows.data.column(column).chunks
-    return np.concatenate([pc.list_value_length(chunk).to_numpy() for chunk in chunks]).astype(np.int64)

@@ -62,9 +62,9 @@ def draw_rows(
 ) -> RowOrder:
     """Draw rows from packs in given shares until a token budget is met, in whole steps.
 
-    A pack's budget is its share of `num_tokens`, the shares of packs without rows handed on to the others, and is
-    met to within one row. The last step is filled from the pack with the largest budget that has rows left to
-    give; where no pack has, the step is dropped.
+    A pack's budget is its share of `num_tokens`, the shares of packs without rows handed on to the others. Each is met to within
+    one row, and so are all of them together: what one has too much, the next ones have less, however many they are. The last
+    step is filled from the pack with the largest budget that has rows left to give; where no pack has, the step is dropped.
 
     Args:
         lengths: (R,) tokens in each row, above 0, by pack.
@@ -89,7 +89,7 @@ def draw_rows(
     packs = [_Pack(seed, number, np.asarray(lengths_R, np.int64)) for number, lengths_R in enumerate(lengths)]
     budgets = _budgets(packs, shares, num_tokens)
     limits = [_limit(pack, max_repetitions) if budget else 0 for pack, budget in zip(packs, budgets, strict=True)]
-    wanted = [pack.rows_to_reach(budget) if budget else 0 for pack, budget in zip(packs, budgets, strict=True)]
+    wanted = _wanted(packs, budgets)
     draws = [count if limit is None else min(count, limit) for count, limit in zip(wanted, limits, strict=True)]
     _fill_last_step(draws, limits, budgets, rows_per_step)
     num_steps = sum(draws) // rows_per_step
@@ -171,6 +171,15 @@ def _budgets(packs: Sequence[_Pack], shares: Sequence[float], num_tokens: int) -
     weights = [share if pack.num_rows else 0.0 for pack, share in zip(packs, shares, strict=True)]
     total = math.fsum(weights) or 1.0
     return [math.ceil(round(num_tokens * (weight / total), _DIGITS)) for weight in weights]
+
+
+def _wanted(packs: Sequence[_Pack], budgets: Sequence[int]) -> list[int]:
+    """Return how many rows to draw from each pack, so that the first ones together reach their budgets with no row to spare."""
+    counts, beyond = [], 0
+    for pack, budget in zip(packs, budgets, strict=True):
+        counts.append(pack.rows_to_reach(budget - beyond) if budget > beyond else 0)
+        beyond += pack.tokens_of(counts[-1]) - budget
+    return counts
 
 
 def _limit(pack: _Pack, max_repetitions: float | None) -> int | None:

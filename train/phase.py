@@ -12,6 +12,7 @@ ends the run with an error, so no broken model is ever published. This does *not
 """
 
 import json
+import logging
 import math
 import shutil
 from collections.abc import Sequence
@@ -52,6 +53,8 @@ from lmsplit.train.record import (
 from lmsplit.train.sft import phase_config
 from lmsplit.train.shares import Share, joined_rows, tokens_of_steps, with_others_marked
 from lmsplit.train.trainer import DomainTrainer
+
+logger = logging.getLogger(__name__)
 
 _CONTENT: Final = "content.json"
 _EVALUATIONS: Final = "evaluations.json"
@@ -158,7 +161,10 @@ def _draw(campaign: Campaign, run: Run, shares: Sequence[Share], rows_per_step: 
     lengths = [share.packed.row_lengths() for share in shares]
     repetitions = run.content["max_repetitions"]
     weights = [share.share for share in shares]
-    return draw_rows(lengths, weights, run.tokens, rows_per_step, campaign.configuration.seed, repetitions)
+    tokens = run.tokens
+    if run.kind == "expert" and repetitions is not None:  # or the others would have more than their share
+        tokens = min(tokens, max(1, math.ceil(repetitions * shares[0].packed.num_tokens * sum(weights) / weights[0])))
+    return draw_rows(lengths, weights, tokens, rows_per_step, campaign.configuration.seed, repetitions)
 
 
 def _begin(campaign: Campaign, run: Run, shares: Sequence[Share], order: RowOrder, rows_per_step: int, scratch: Path) -> None:
@@ -209,6 +215,9 @@ def _train(
     rows, positions = joined_rows(shares, order)
     interference = configuration.expert.interference if run.kind == "expert" else None
     references = None
+    if interference is not None and not order.tokens_P[1:].any():
+        logger.warning("%s has no documents of other domains that it could be held to the seed on", run.name)
+        interference = None
     if interference is not None:
         seed, cache = (start.model, start.seed_weights_sha256), campaign.output / REFERENCES
         rows, references = with_others_marked(rows, positions, shares, interference, seed, args, cache)

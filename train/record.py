@@ -149,9 +149,11 @@ class RunRecord(Strict):
     evaluations: list[Evaluation]
     """Every time that the held-out loss was measured, in order."""
     interference: InterferenceRecord | None = None
-    """Null where no interference was asked for."""
+    """Null where none was asked for, and where there were no documents of other domains."""
     train_loss: float | None
-    """Mean over the steps, nats per token; null where there were none."""
+    """Mean over the steps of what is minimised, nats per token: with interference, the own loss and the weighted penalty; null
+    where there were none.
+    """
     flops: float
     """6·N·tokens of this run (arXiv 2001.08361, section 2.1), and what the seed was run on beside it."""
     wall_time_s: float

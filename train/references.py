@@ -114,6 +114,7 @@ def _measured(
 ) -> Iterator[tuple[int, Losses]]:
     """Yield each row's number and the loss of each of its tokens; 0 for the first ones of pieces."""
     collate = RowCollator(0, flat=is_flat(model))
+    columns = [name for name in ("input_ids", "seq_lengths", "labels") if name in rows.column_names]
     was_training = model.training
     model.eval()
     num_tokens = 0
@@ -121,7 +122,7 @@ def _measured(
         with PackProgress("losses of the seed", len(numbers)) as progress, precision:
             for start in range(0, len(numbers), batch_size):
                 chosen = numbers[start : start + batch_size].tolist()
-                found = [{name: rows[number][name] for name in ("input_ids", "seq_lengths")} for number in chosen]
+                found = [{name: row[name] for name in columns} for row in (rows[number] for number in chosen)]
                 lengths = [len(row["input_ids"]) for row in found]
                 inputs = {name: value.to(model.device) for name, value in collate(found).items() if hasattr(value, "to")}
                 labels = inputs.pop("labels")

@@ -42,6 +42,7 @@ DECIDED: Final[dict[str, str]] = {
     "load_best_model_at_end": _RESUME,
     "ignore_data_skip": _RESUME,
     "resume_from_checkpoint": _RESUME,
+    "restore_callback_states_from_checkpoint": _RESUME,
     "eval_strategy": _EVALUATION,
     "eval_steps": _EVALUATION,
     "eval_on_start": _EVALUATION,

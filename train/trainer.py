@@ -131,6 +131,9 @@ class DomainTrainer(SFTTrainer):
         if interference is not None and not self._own_loss:
             raise ValueError("interference goes with the plain loss: set it to null, or remove loss_type, smoothing, own losses")
         self._others = None if interference is None else OffDomainLoss(interference, self, row_order)
+        if interference is not None:  # it would be a message at every forward pass, and processes differ in how many they make
+            self.args.ddp_broadcast_buffers = False
+            self.args.restore_callback_states_from_checkpoint = True  # the weight is one of them
         self._lean = self._allows_lean_loss() and add_lean_loss(self.model)
         self.add_callback(Meter(data=self._data()))
         self.peak = peak_flops(self.args.device, torch.bfloat16 if self.args.bf16 else torch.float32)
@@ -157,7 +160,7 @@ class DomainTrainer(SFTTrainer):
             path = get_last_checkpoint(self.args.output_dir) if found is True else str(found)
             if path is not None:
                 self._check_data(Path(path))
-        elif self._others is not None:
+        elif self._others is not None and self._others.state.noise is None:
             self._others.measure_noise()
         output = super().train(resume_from_checkpoint, *arguments, **named)
         if self.args.world_size > 1:
@@ -177,8 +180,8 @@ class DomainTrainer(SFTTrainer):
             places = np.unique(np.linspace(0, len(rows) - 1, _COMPARED_ROWS).astype(np.int64)).tolist()
             some = [str(rows[place]) for place in places]
             data["rows"] = hashlib.sha256(json.dumps([len(rows), some]).encode()).hexdigest()
-        if self.interference is not None:
-            data["interference"] = self.interference.model_dump()
+        if self._others is not None:
+            data |= {"interference": self._others.settings.model_dump(), "seed": self._others.seed_sha256}
         if self._row_order is not None:
             data["row_order"] = hashlib.sha256(np.asarray(self._row_order, np.int64).tobytes()).hexdigest()
         return data

@@ -75,6 +75,8 @@ def test_configuration_refuses_keys_of_later_releases(tmp_path: Path, override: 
         ("executor.workers=0", "executor.workers: Input should be greater than or equal to 1"),
         ("executor.processes=0", "executor.processes: Input should be greater than or equal to 1"),
         ("expert.interference={fraction: 1}", "expert.interference.fraction: Input should be less than 1"),
+        ("expert.interference={weight: true}", "expected a number, found true"),
+        ("expert.interference={weight: inf}", "expert.interference.weight: Input should be a finite number"),
         ("expert.interference={fraction: 0}", "expert.interference.fraction: Input should be greater than 0"),
         ("expert.domain_tokens={d00000: 0}", "expert.domain_tokens.d00000: Input should be greater than 0"),
         ("expert.optimizer_state=old", "expert.optimizer_state: Input should be 'fresh' or 'kept'"),

@@ -161,9 +161,10 @@ def test_two_processes_train_an_expert_from_a_launcher(path: Path) -> None:
 
 
 def test_interference_in_two_processes(path: Path) -> None:
-    """Both follow one weight, and the log has the tokens of both."""
+    """Both follow one weight, and the log has the tokens of both; batches of either kind of rows alone hold nothing up."""
     keys = ["executor.processes=2", "seed_model.tokens=2000", "sft.logging_steps=1", "sft.save_total_limit=1"]
-    keys += ["expert.interference={kind: hinge, weight: 1, fraction: 0.4, dual: {target: 0, rate: 1}}"]
+    keys += ["sft.per_device_train_batch_size=2"]
+    keys += ["expert.interference={kind: hinge, weight: 1, fraction: 0.2, dual: {target: 0, rate: 1}}"]
     two = [each for key in keys for each in ("--set", key)]
     seed = run(*COMMAND, str(path), "--seed-model", *two)
     assert seed.returncode == 0, seed.stderr

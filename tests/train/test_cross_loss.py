@@ -61,6 +61,16 @@ def test_break_even_where_there_is_no_exchange() -> None:
     assert break_even(PLAIN, PLAIN - 0.1 * own) == 0.0  # better on the own domain: pays at once
     assert break_even(PLAIN, PLAIN + 0.1 * own) == float("inf")  # worse there, and nowhere better
     assert break_even(PLAIN, PLAIN) == 0.0
+    assert break_even(PLAIN, PLAIN - 0.1 * own + 0.2 * (1 - own)) == float("inf")  # better on the own domain alone
+    assert break_even(np.array([[-0.5]]), np.array([[-0.6]])) == 0.0
+
+
+def test_misrouting_needs_somewhere_to_go() -> None:
+    assert misrouting(np.array([[-0.5]]), 0.0).tolist() == [[1.0]]
+    with pytest.raises(ValueError, match="one expert, no text is misrouted"):
+        misrouting(np.array([[-0.5]]), 0.5)
+    with pytest.raises(ValueError, match="matrix of shares with 0 on its diagonal"):
+        misrouting(PLAIN, 0.5, [[0, 2, -1], [1, 0, 0], [1, 0, 0]])
 
 
 def test_experts_that_are_missing_are_left_out() -> None:

@@ -110,6 +110,21 @@ def test_state_of_a_checkpoint_is_exact() -> None:
     assert (again.weight, again.margin, again.noise) == (state.weight, state.margin, state.noise)
 
 
+def test_rates_are_means_over_the_tokens_since_the_last_line() -> None:
+    """By hand: two batches of other rows and two of own ones; the second line has own rows alone."""
+    state = InterferenceState(0.5, 0.0)
+    state.add(own_nats=torch.tensor(20.0), own_tokens=torch.tensor(5))
+    state.add(off_nats=torch.tensor(9.0), off_excess=torch.tensor(1.5), off_tokens=torch.tensor(3))
+    assert state.newest().tolist() == [1.5, 3]
+    assert state.newest().tolist() == [0, 0]
+    state.add(off_nats=torch.tensor(1.0), off_excess=torch.tensor(0.0), off_tokens=torch.tensor(2))
+    state.add(own_nats=torch.tensor(10.0), own_tokens=torch.tensor(5))
+    first = {"interference_weight": 0.5, "own_loss": 3.0, "off_domain_loss": 2.0, "off_domain_excess": pytest.approx(0.3)}
+    assert state.rates(lambda sums: sums) == first
+    state.add(own_nats=torch.tensor(4.0), own_tokens=torch.tensor(2))
+    assert state.rates(lambda sums: 2 * sums) == {"interference_weight": 0.5, "own_loss": 2.0}  # of two processes
+
+
 def test_margin_is_at_least_the_noise() -> None:
     for margin, noise, expected in ((0.0, 0.01, 0.01), (0.2, 0.01, 0.2)):
         state = InterferenceState(1.0, margin)
@@ -125,6 +140,7 @@ def test_near_domains_have_larger_shares() -> None:
     assert shares == pytest.approx(np.array(weights) / sum(weights), rel=1e-5)
     assert shares_of_others([30, 10, 0], centroids, own, None).tolist() == [0.75, 0.25, 0]
     assert shares_of_others([1, 0, 1], centroids, own, 1e-4).tolist() == pytest.approx([1, 0, 0])  # no underflow to 0 / 0
+    assert shares_of_others([0, 10, 10], centroids, own, 1e-4).tolist() == pytest.approx([0, 1, 0])
     assert shares_of_others([0, 0, 0], centroids, own, 0.5).tolist() == [0, 0, 0]
     assert shares_of_others([], centroids[:0], own, 0.5).tolist() == []
 

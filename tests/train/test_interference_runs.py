@@ -2,25 +2,20 @@
 
 import json
 import shutil
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from datasets import Dataset
 
 from lmsplit.manifests.errors import ConfigurationError
-from lmsplit.train import DomainTrainer, experts
-from lmsplit.train.config import Interference
-from lmsplit.train.models import load_model
-from lmsplit.train.off_domain import mark_rows, tokens_per_step
+from lmsplit.partition.config import Partition
+from lmsplit.partition.pipeline import partition
+from lmsplit.train import experts
 from lmsplit.train.record import RunRecord
-from lmsplit.train.references import add_reference_losses
-from lmsplit.train.sft import phase_config
-from tests.train.runs import Command, Watched, campaign_of, tensors, train
+from tests.partition.corpora import topical, write
+from tests.train.runs import Command, Watched, campaign_of, tensors, train, write_configuration
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]
 
@@ -129,94 +124,10 @@ def test_seed_losses_are_measured_once(path: Path, watched: Watched, monkeypatch
     other = expert(path, "{kind: hinge, fraction: 0.4}")
     assert other.interference is not None
     assert other.interference.reference_losses != first.interference.reference_losses
-
-
-def packed_rows(path: Path) -> tuple[Any, Dataset]:
-    campaign = campaign_of(path, *KEYS)
-    packs = [campaign.packed(domain, None) for domain in campaign.manifest.domains[:2]]
-    rows = Dataset.from_list([row for packed in packs for row in packed.rows().with_format("numpy")]).with_format("numpy")
-    return campaign, mark_rows(rows, packs[0].num_rows)
-
-
-def users_trainer(
-    path: Path,
-    rows: Dataset,
-    interference: Interference | None,
-    *,
-    rate: float = 0.01,
-    fields: Mapping[str, Any] = MappingProxyType({}),
-    **named: Any,
-) -> DomainTrainer:
-    campaign = campaign_of(path, *KEYS)
-    args = phase_config(campaign.configuration.sft | dict(fields), campaign.preset, rate, 0, str(path.parent / "own"))
-    model = load_model(campaign.seed_run().directory)
-    return DomainTrainer(
-        model=model,
-        args=args,
-        train_dataset=rows,
-        processing_class=campaign.encoder.tokenizer,
-        interference=interference,
-        **named,
-    )
-
-
-@pytest.mark.filterwarnings("ignore:`compute_loss_func` is deprecated:FutureWarning")
-def test_users_own_script_trains_with_interference(path: Path) -> None:
-    train(path, *KEYS)
-    campaign, rows = packed_rows(path)
-    with pytest.raises(ValueError, match="needs packed rows with the column 'reference_losses'"):
-        users_trainer(path, rows, Interference(kind="hinge"))
-    with_losses = add_reference_losses(rows, load_model(campaign.seed_run().directory)).with_format("numpy")
-    order = np.arange(len(rows))[::-1][:24].copy()
-    trainer = users_trainer(path, with_losses, Interference(kind="hinge", weight=1, fraction=0.5), row_order=order)
-    trainer.train()
-    assert trainer.interference_state is not None
-    assert trainer.interference_state.noise is not None
-    assert trainer.interference_state.noise < 1e-4
-    assert trainer.state.global_step == 6
-    with pytest.raises(ValueError, match="interference goes with the plain loss"):
-        users_trainer(path, with_losses, Interference(kind="hinge"), compute_loss_func=lambda *_arguments, **_named: None)
-
-
-def test_replay_is_plain_training_on_the_same_rows(path: Path) -> None:
-    """Where all rows are as long, its sum of two means is 4/3 of the mean over all tokens."""
-    sgd = {"optim": "sgd", "max_grad_norm": 0.0, "weight_decay": 0.0}
-    train(path, *KEYS)
-    _, rows = packed_rows(path)
-    full = np.flatnonzero([len(row["input_ids"]) == 32 and len(row["seq_lengths"]) == 1 for row in rows])
-    off = np.asarray(rows["off_domain"])[full]
-    order = np.concatenate([full[~off][:18].reshape(6, 3), full[off][:6, None]], axis=1).ravel()  # three own rows and another
-    replay = users_trainer(path, rows, Interference(kind="replay", fraction=0.25), row_order=order, rate=0.3, fields=sgd)
-    plain = users_trainer(path, rows, None, row_order=order, rate=0.4, fields=sgd)
-    before = {name: tensor.clone() for name, tensor in plain.model.state_dict().items()}
-    for trainer in (replay, plain):
-        trainer.train()
-        assert trainer.state.global_step == 6
-    for name, tensor in plain.model.state_dict().items():
-        moved = (tensor - before[name]).abs().max()
-        assert (replay.model.state_dict()[name] - tensor).abs().max() <= 1e-4 * moved, name
-
-
-def test_another_setting_does_not_resume(path: Path) -> None:
-    train(path, *KEYS, "sft.save_steps=2")
-    _, rows = packed_rows(path)
-    order = np.arange(24)
-    first = users_trainer(path, rows, Interference(kind="replay"), row_order=order)
-    first.train()
-    again = users_trainer(path, rows, Interference(kind="replay", weight=2), row_order=order)
-    with pytest.raises(ValueError, match="cannot be resumed exactly: interference was"):
-        again.train(resume_from_checkpoint=True)
-
-
-def test_penalty_is_a_mean_over_the_runs_other_tokens(path: Path) -> None:
-    """The sum over all steps of (tokens of other domains ÷ tokens of a mean step) is the number of steps."""
-    train(path, *KEYS)
-    _, rows = packed_rows(path)
-    off = np.asarray(rows["off_domain"])
-    lengths = [(len(row["input_ids"]) - len(row["seq_lengths"])) * mark for row, mark in zip(rows, off, strict=True)]
-    order = np.random.default_rng(0).integers(0, len(rows), 40)
-    assert tokens_per_step(rows, order, 4) == pytest.approx(sum(lengths[row] for row in order) / 10)
-    assert tokens_per_step(rows, None, 4) == pytest.approx(sum(lengths) * 4 / len(rows))
+    shutil.rmtree(path.parent / "out")
+    other = expert(path, "{kind: hinge, fraction: 0.3}", "seed_model.learning_rate=0.02")  # another seed
+    assert other.interference is not None
+    assert other.interference.reference_losses != first.interference.reference_losses
 
 
 def test_weight_of_zero_is_training_on_the_own_rows_alone(path: Path) -> None:
@@ -226,6 +137,24 @@ def test_weight_of_zero_is_training_on_the_own_rows_alone(path: Path) -> None:
     one, other = (tensors(path.parent / output / "experts" / "d00000") for output in ("hinge", "kl"))
     for name, tensor in one.items():
         assert torch.equal(tensor, other[name]), name
+
+
+def test_others_keep_their_share_where_repetitions_cut_the_budget(path: Path) -> None:
+    record = expert(path, "{fraction: 0.2}", "expert.tokens=60000", "expert.max_repetitions=1.5")
+    own = record.domains["d00000"]
+    assert own.repetitions == pytest.approx(1.5, abs=0.1)
+    assert record.interference is not None
+    assert record.interference.num_tokens == pytest.approx(own.trained_tokens / 4, abs=3 * 32)
+
+
+def test_one_domain_is_trained_without_others_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write(tmp_path / "corpus.jsonl", topical(60, words=20))
+    keys = {"input": {"paths": str(tmp_path / "corpus.jsonl"), "group": "group"}, "output": str(tmp_path / "manifest")}
+    keys |= {"near_duplicate_threshold": None, "executor": {"workers": 1}}
+    partition(Partition.model_validate(keys | {"domains": 1, "encoder": "lexical"}))
+    record = expert(write_configuration(tmp_path, tmp_path / "manifest"), "{}")
+    assert (list(record.domains), record.interference) == (["d00000"], None)
+    assert "d00000 has no documents of other domains that it could be held to the seed on" in caplog.text
 
 
 @pytest.mark.parametrize(
