@@ -132,7 +132,7 @@ class DomainTrainer(SFTTrainer):
             raise ValueError("interference goes with the plain loss: set it to null, or remove loss_type, smoothing, own losses")
         self._others = None if interference is None else OffDomainLoss(interference, self, row_order)
         if interference is not None:  # it would be a message at every forward pass, and processes differ in how many they make
-            self.args.ddp_broadcast_buffers = False
+            self.accelerator.ddp_handler.broadcast_buffers = False
             self.args.restore_callback_states_from_checkpoint = True  # the weight is one of them
         self._lean = self._allows_lean_loss() and add_lean_loss(self.model)
         self.add_callback(Meter(data=self._data()))
