@@ -80,7 +80,7 @@ ARMS: Final[dict[str, Arm]] = {
     "replay": Arm("replay"),
     "replay ×10": Arm("replay", 0.3, is_once=True),
     "replay ×32": Arm("replay", 1.0, is_once=True),
-    "kl 0.03": Arm("kl", 0.03, is_once=True),
+    "kl 0.03": Arm("kl", 0.03),
     "kl 0.1": Arm("kl", 0.1),
     "kl 0.3": Arm("kl", 0.3, is_once=True),
     "kl 1": Arm("kl", 1.0, is_once=True),

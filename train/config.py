@@ -101,7 +101,7 @@ class Interference(_Section):
     kind: Literal["hinge", "replay", "kl"] = "kl"
     """What the documents of the other domains are trained on (measured: benchmarks/results/interference.md)."""
     weight: Annotated[float, Field(ge=0)] | None = None
-    """λ; null: the best that was measured, 0.1 for kl, and otherwise the one that makes all tokens count alike."""
+    """λ; null: fraction / (1 - fraction), with which all of the run's tokens count alike."""
     fraction: Annotated[float, Field(gt=0, lt=1)] = 0.03
     """Share of the run's tokens that comes from the other domains."""
     level: Literal["token", "document"] = "token"
@@ -128,7 +128,7 @@ class Interference(_Section):
         """λ before the first step."""
         if self.weight is not None:
             return self.weight
-        return 0.1 if self.kind == "kl" else self.fraction / (1 - self.fraction)
+        return self.fraction / (1 - self.fraction)
 
 
 class Expert(_Phase):
