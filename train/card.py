@@ -81,6 +81,9 @@ def _facts(record: RunRecord, about: Domain | None) -> list[str]:
             "tokens, expert": f"{record.specialization_tokens:,}",
             "seed": f"`{record.seed_weights_sha256}`",
         }
+    if record.interference is not None:
+        kind = record.configuration["interference"]["kind"]
+        facts["tokens of other domains"] = f"{record.interference.num_tokens:,} of the expert's ({kind})"
     return ["| | |", "| --- | --- |", *(f"| {name} | {value} |" for name, value in facts.items())]
 
 

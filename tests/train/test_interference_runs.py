@@ -58,6 +58,8 @@ def test_hinge_holds_the_other_domains_and_says_what_it_did(path: Path, watched:
     assert (path.parent / "held" / "references" / others.reference_losses / "losses.arrow").exists()
     log = lines(watched)
     assert len(log) == held.num_steps
+    card = (path.parent / "held" / "experts" / "d00000" / "README.md").read_text()
+    assert f"| tokens of other domains | {others.num_tokens:,} of the expert's (hinge) |" in card
     assert {"own_loss", "off_domain_loss", "off_domain_excess", "interference_weight"} <= {name for line in log for name in line}
     assert max(line.get("off_domain_excess", 0) for line in log) > 0.01
     cosines = [line["gradient_cosine"] for line in log if "gradient_cosine" in line]
