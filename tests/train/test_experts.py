@@ -121,11 +121,14 @@ def test_records_say_what_was_trained(trained: Path, manifest_path: Path) -> Non
         assert expert.seed_weights_sha256 == seed.weights_sha256 != expert.weights_sha256
         assert (expert.pretraining_tokens, expert.label) == (seed.pretraining_tokens, manifest.domain(name).label)
         assert 8_000 <= expert.specialization_tokens < 8_000 + STEP
-        assert expert.flops == 6 * expert.num_parameters * expert.specialization_tokens
-        assert list(expert.domains) == [name]
+        assert expert.interference is not None
+        others = expert.interference.num_tokens
+        assert others == pytest.approx(0.03 * 8_000, abs=2 * 64)
+        assert expert.flops == expert.num_parameters * (6 * expert.specialization_tokens + 2 * others)
+        assert list(expert.domains) == [name, *(other for other in DOMAINS if other != name)]
         own = expert.domains[name]
         assert (own.num_documents, own.num_filtered) == (manifest.domain(name).splits["train"], 0)
-        assert own.trained_tokens == expert.specialization_tokens <= expert.num_steps * STEP
+        assert own.trained_tokens + others == expert.specialization_tokens <= expert.num_steps * STEP
         assert (expert.batch_rows, expert.max_length) == (4, 64)
         assert set(expert.losses) == set(DOMAINS)
         for other in DOMAINS:
