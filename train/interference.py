@@ -7,10 +7,11 @@ other rows ─► token losses ─(− the seed's − margin, cut at 0)─► me
 
     J(θ) = E_own ℓ_t(θ) + λ · E_others max(0, ℓ_t(θ) − ℓ_t(θ₀) − m)
 
-This is our own proposal. The cut excess over a reference is that of DoReMi (arXiv 2305.10429), the constraint that of GEM (arXiv
-1706.08840). Where an expert is no worse than the seed there is no gradient, unlike replay, which always pulls, and unlike the
-divergence from the seed's predictions, which also resists where the expert has become better. Whether it pays is measured in
-`benchmarks/interference.py`.
+The hinge, drawn above, is our own proposal. The cut excess over a reference is that of DoReMi (arXiv 2305.10429), the
+constraint that of GEM (arXiv 1706.08840). Where an expert is no worse than the seed there is no gradient, unlike replay, which
+always pulls, and unlike the divergence from the seed's predictions (`kl`), which also resists where the expert has become
+better. It pays no more than replay does; `kl` pays more than both and is the default (measured:
+benchmarks/results/interference.md).
 
 Both expectations are over tokens, estimated in each step by sums over its own tokens' number, and over the number of other
 tokens that a step has on average: a step without other rows adds nothing, one with several adds more.
