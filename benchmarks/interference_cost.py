@@ -1,7 +1,7 @@
 """What does holding an expert to the seed cost in time?
 
 The same expert of the 1m preset is trained in each way in turn, for the same number of tokens, of which `fraction` are from other
-domains: packing, the pass of the seed, its cache and the search for noise are included; the seed is trained before.
+domains: the pass of the seed, its cache and the search for noise are included; the seed is trained and all is packed before.
 `over plain`: median over the rounds of seconds ÷ those of `plain` in the same round. Asked for: at most (1 + fraction) · 1.1.
 
 Takes 20 minutes on 2 cores, which nothing else may use.
