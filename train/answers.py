@@ -63,7 +63,7 @@ def ways_to_answer(
     documents: Documents,
     experts_KT: npt.NDArray[np.float32],
     others: Mapping[str, npt.NDArray[np.float32]],
-    expert_N: Integers,
+    routes: Mapping[str, Integers],
     mixtures: Mapping[str, Floats],
 ) -> dict[str, Floats]:
     """Return (N,) the nats of each document's judged tokens, by way to answer.
@@ -72,27 +72,26 @@ def ways_to_answer(
         documents: which tokens are judged.
         experts_KT: the experts' losses.
         others: (T,) losses of the models that are no experts, by name.
-        expert_N: number of the expert that each prompt is routed to.
+        routes: number of the expert that each prompt is routed to, by rule: `routed` for the router's own.
         mixtures: (N, K) weights of the experts, by name.
 
     Returns:
-        `routed`: by the manifest's rule, on the prompt. `likelihood`: to the expert that finds the prompt least surprising.
+        `routed` and the other rules: by what they say of the prompt. `likelihood`: to the expert that finds it least surprising.
         `own domain`: the expert of the domain that the manifest has the document in. `best expert`: the best one in hindsight,
         which no router knows. `any expert`, `another expert`: the mean over all, and over those that it is not routed to. Then
         the mixtures and the other models.
     """
     judged_KN = documents.judged_nats(experts_KT)
     each = np.arange(judged_KN.shape[1])
-    routed_N = judged_KN[expert_N, each]
-    found = {
-        "routed": routed_N,
+    found = {name: judged_KN[expert_N, each] for name, expert_N in routes.items()}
+    found |= {
         "likelihood": judged_KN[documents.prompt_nats(experts_KT).argmin(axis=0), each],
         "own domain": judged_KN[documents.domain_N, each],
         "best expert": judged_KN.min(axis=0),
         "any expert": judged_KN.mean(axis=0),
     }
     if len(judged_KN) > 1:
-        found["another expert"] = (judged_KN.sum(axis=0) - routed_N) / (len(judged_KN) - 1)
+        found["another expert"] = (judged_KN.sum(axis=0) - found["routed"]) / (len(judged_KN) - 1)
     for name, weights_NK in mixtures.items():
         found[name] = documents.judged_nats(_mixed(experts_KT, weights_NK, documents.tokens_N))
     return found | {name: documents.judged_nats(nats_T) for name, nats_T in others.items()}

@@ -104,13 +104,18 @@ def route(
     by_likelihood: Annotated[
         bool, typer.Option("--by-likelihood", help="to the expert that finds the text least surprising; runs every expert")
     ] = False,
+    by_placement: Annotated[
+        bool, typer.Option("--by-placement", help="by the manifest's own rule, even where lmsplit evaluate fitted one to prompts")
+    ] = False,
     model: ModelOption = None,
     trust_remote_code: TrustOption = False,
     as_json: Annotated[bool, typer.Option("--json", help="print one JSON object on standard output")] = False,
 ) -> None:
-    """Place texts by the manifest's own rule, or by the experts' likelihoods, and name their experts."""
-    settings = Routing(num_experts=num_experts, min_margin=min_margin)
+    """Name the experts of texts: by the rule that was fitted to prompts, the manifest's own, or the experts' likelihoods."""
+    settings = Routing(num_experts=num_experts, min_margin=min_margin, by_placement=by_placement)
     if by_likelihood:
+        if by_placement:
+            raise ConfigurationError("--by-placement and --by-likelihood are two ways to route: choose one")
         if model is not None or trust_remote_code:
             raise ConfigurationError("--model and --trust-remote-code are the encoder's, which --by-likelihood does without")
         quiet_libraries()

@@ -3,11 +3,12 @@
 ```
 models ─► LossTable ─┬─► cross-loss M, specialization, interference, loss by share misrouted
                      ├─► ways to answer: routed, likelihood, mixtures, own domain, best, any, seed, merged, dense; intervals
-prompts ─► Router ───┴─► accuracy by length of the prompt; T of the mixtures
+prompts ─► Router ───┴─► accuracy by length of the prompt
 questions ─► harness ──► accuracy on cloze questions      prompts ─► latency ──► seconds, joules
 ```
 
-Everything is measured on the same held-out documents. The temperature is fitted on training documents. Numbers come back as one
+Everything is measured on the same held-out documents. The router's rule for prompts and the temperature of mixtures are fitted on
+training documents (see `routing_fit`). Numbers come back as one
 object of plain values; `evaluate_files` draws and `evaluate_cli` shows them. Cost: one forward pass of every model over the
 documents (cached, see `loss_table`), one encoding of every document a prompt length.
 """
@@ -42,13 +43,14 @@ from lmsplit.train.cross_loss import (
 from lmsplit.train.directory import sole_writer, whole_file, write_whole
 from lmsplit.train.energy import measured_energy
 from lmsplit.train.latency import measure_latency
-from lmsplit.train.layout import DENSE, EVALUATION, EXPERTS, FITTED, MERGED, SEED, Matched
+from lmsplit.train.layout import DENSE, EVALUATION, EXPERTS, MERGED, SEED, Matched
 from lmsplit.train.loss_table import LossTable, Model, measure, trained_models
 from lmsplit.train.mixing import TEMPERATURE, mixture_weights
 from lmsplit.train.models import load_model
-from lmsplit.train.routed import Routed, fitted_temperature, routed
-from lmsplit.train.router import Router, Routing
+from lmsplit.train.routed import Routed, routed
+from lmsplit.train.router import RoutedBy, Router, Routing
 from lmsplit.train.routing_accuracy import accuracy, by_likelihood, majority_labels
+from lmsplit.train.routing_fit import fit_routing
 from lmsplit.train.text_losses import sums_of_documents
 
 Integers = npt.NDArray[np.int64]
@@ -87,36 +89,46 @@ def evaluate(
 
 
 def _evaluate(campaign: Campaign, encoder: str | None, trust_remote_code: bool, progress: Progress) -> dict[str, Any]:
-    router = Router.open(campaign.output, encoder, trust_remote_code=trust_remote_code, settings=Routing(temperature=TEMPERATURE))
+    placing = Routing(by_placement=True, temperature=TEMPERATURE)
+    placement = Router.open(campaign.output, encoder, trust_remote_code=trust_remote_code, settings=placing)
     _check(campaign)
     models = trained_models(campaign)
     table = measure(campaign, models, lambda done, total: progress("losses", done, total))
     settings = campaign.configuration.evaluation
     lengths = sorted({settings.prompt_tokens, *settings.prefix_tokens})
+    progress("router", 0, 1)
+    fitted = fit_routing(campaign, placement, lengths, settings.prompt_tokens)
+    progress("router", 1, 1)
+    fitted.write(campaign.output / EVALUATION)
+    router = placement.with_settings(Routing()).fitted_with(fitted)
+    by, temperature = RoutedBy.PLACEMENT, fitted.placement_temperature
+    if fitted.prompt_rule is not None:
+        by, temperature = RoutedBy.PROMPTS, fitted.prompt_temperature
+    routers = {RoutedBy.PLACEMENT: placement, by: router}
     routes = {}
     for number, length in enumerate(lengths):
-        routes[length] = routed(router, campaign.encoder.beginnings(table.texts, length), table.domains)
+        vectors_ND = placement.vectors(campaign.encoder.beginnings(table.texts, length))
+        routes[length] = {by: routed(each, vectors_ND, table.domains) for by, each in routers.items()}
         progress("routes", number + 1, len(lengths))
-    temperature = fitted_temperature(campaign, router, settings.prompt_tokens)
     found: dict[str, Any] = {
         "manifest": campaign.manifest.digest,
         "encoder": campaign.manifest.encoder_name,
         "documents": len(table.texts),
         "prompt_tokens": settings.prompt_tokens,
+        "routed_by": by.value,
         "temperature": temperature,
         "domains": [{"domain": each.domain, "label": each.label} for each in campaign.manifest.domains],
         "models": [_about(each) for each in models],
         "missing": _missing(models),
     }
-    found |= cross_losses(table, routes[settings.prompt_tokens].domain_N)
-    found |= answers(campaign, table, routes[settings.prompt_tokens], temperature)
-    found["routing"] = routing(campaign, table, routes)
+    found |= cross_losses(table, routes[settings.prompt_tokens][by].domain_N)
+    found |= answers(campaign, table, routes[settings.prompt_tokens], by, temperature)
+    found["routing"] = routing(campaign, table, routes, by)
     if settings.cloze is not None:
         found["cloze"] = _cloze(campaign, table, router, progress)
     if settings.latency is not None:
         found["latency"] = latencies(campaign, table, router)
     directory = campaign.output / EVALUATION
-    write_whole(directory / FITTED, json.dumps({"temperature": temperature, "prompt_tokens": settings.prompt_tokens}) + "\n")
     write_whole(directory / "evaluation.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return found
 
@@ -154,8 +166,19 @@ def cross_losses(table: LossTable, routed_N: Integers) -> dict[str, Any]:
     }
 
 
-def answers(campaign: Campaign, table: LossTable, prompts: Routed, temperature: float) -> dict[str, Any]:
-    """Return the loss of every way to answer, with intervals, and how far each is above `routed`; write them by document."""
+def answers(
+    campaign: Campaign, table: LossTable, routes: Mapping[RoutedBy, Routed], by: RoutedBy, temperature: float
+) -> dict[str, Any]:
+    """Return the loss of every way to answer, with intervals, and how far each is above `routed`; write them by document.
+
+    Args:
+        campaign: the training.
+        table: the losses.
+        routes: where each document's prompt is routed to, by each rule.
+        by: the router's rule.
+        temperature: T of the mixtures.
+    """
+    prompts = routes[by]
     documents = Documents(table.tokens_N, table.domain_N, campaign.configuration.evaluation.prompt_tokens)
     judged_N = documents.num_judged()
     if not judged_N.any():
@@ -167,10 +190,11 @@ def answers(campaign: Campaign, table: LossTable, prompts: Routed, temperature: 
         for count in (*_MIXTURES, table.num_experts)
         if 1 < count <= table.num_experts
     }
-    expert_N = np.maximum(0, prompts.domain_N)
-    ways = ways_to_answer(documents, table.of_experts(), table.of_others(), expert_N, mixtures)
-    for name in ("routed", *mixtures):
-        ways[name] = np.where(prompts.domain_N < 0, ways[SEED], ways[name])
+    routed_N = {"routed": prompts} | {each.value: routes[each] for each in routes if each is not by}
+    experts_N = {name: np.maximum(0, each.domain_N) for name, each in routed_N.items()}
+    ways = ways_to_answer(documents, table.of_experts(), table.of_others(), experts_N, mixtures)
+    for name, each in (routed_N | dict.fromkeys(mixtures, prompts)).items():
+        ways[name] = np.where(each.domain_N < 0, ways[SEED], ways[name])
     seen_N = np.array([len(text.encode()) for text in campaign.encoder.beginnings(table.texts, documents.prompt)])
     bytes_N = np.where(judged_N > 0, table.bytes_N - seen_N, 0)
     _write_documents(campaign, table, prompts.domain_N, judged_N, bytes_N, ways)
@@ -184,22 +208,24 @@ def answers(campaign: Campaign, table: LossTable, prompts: Routed, temperature: 
     }
 
 
-def routing(campaign: Campaign, table: LossTable, routes: dict[int, Routed]) -> list[dict[str, Any]]:
-    """Return how often prompts are routed to where their documents belong, by length."""
+def routing(
+    campaign: Campaign, table: LossTable, routes: Mapping[int, Mapping[RoutedBy, Routed]], by: RoutedBy
+) -> list[dict[str, Any]]:
+    """Return how often prompts are routed to where their documents belong, by length; to their labels, by the router's rule."""
     labels = _labels(campaign, table)
     shares = np.bincount(table.domain_N, minlength=table.num_experts) / len(table.domain_N)
     groups_N = np.array(table.groups)
     rows = []
     for length, found in routes.items():
         row: dict[str, Any] = {"tokens": length, "shorter_documents": int((table.tokens_N <= length).sum())}
-        row["placement"] = accuracy(found.domain_N, table.domain_N, groups_N)
+        row |= {rule.value: accuracy(each.domain_N, table.domain_N, groups_N) for rule, each in found.items()}
         likeliest_N = by_likelihood(table.of_experts(), table.tokens_N, length)
         row["likelihood"] = accuracy(likeliest_N, table.domain_N, groups_N)
         row["chance"] = float(shares @ shares)
         if labels is not None:
             wanted_N, majority_K = labels
             has_N = wanted_N != ""
-            routed_to_N = np.where(found.domain_N < 0, "", majority_K[found.domain_N])
+            routed_to_N = np.where(found[by].domain_N < 0, "", majority_K[found[by].domain_N])
             row["labels"] = accuracy(routed_to_N[has_N], wanted_N[has_N], groups_N[has_N])
             row["labels"]["chance"] = float(shares @ [(wanted_N[has_N] == label).mean() for label in majority_K])
         rows.append(row)

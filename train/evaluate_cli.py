@@ -77,12 +77,19 @@ def _ways(found: dict[str, Any]) -> Table:
 
 
 def _routing(found: dict[str, Any]) -> Table:
-    kinds = [kind for kind in ("placement", "labels", "likelihood") if kind in found["routing"][0]]
-    names = {"placement": "as the manifest placed it", "labels": "as labelled", "likelihood": "by likelihood, as placed"}
-    table = _table("prompts routed right", "tokens", [each for kind in kinds for each in (names[kind], "95 %")])
-    for row in found["routing"]:
-        values = [each for kind in kinds for each in (f"{row[kind]['accuracy']:.1%}", _interval(row[kind], ".1%"))]
-        table.add_row(f"{row['tokens']}", *values)
+    names = {
+        "prompts": "rule for prompts",
+        "placement": "manifest's own rule",
+        "likelihood": "likelihood",
+        "labels": f"{found['routed_by']}: to its label",
+    }
+    rows = found["routing"]
+    table = _table("% of prompts routed to their document's domain, ± 95 %", "by", [f"{row['tokens']} tokens" for row in rows])
+    for kind in (kind for kind in names if kind in rows[0]):
+        values = [row[kind] for row in rows]
+        widths = [(each["high"] - each["low"]) / 2 for each in values]
+        shown = [f"{100 * each['accuracy']:.1f} ± {100 * width:.1f}" for each, width in zip(values, widths, strict=True)]
+        table.add_row(names[kind], *shown)
     return table
 
 

@@ -74,9 +74,10 @@ def _routing(axes: "Axes", found: dict[str, Any]) -> None:
     rows = found["routing"]
     lengths = [row["tokens"] for row in rows]
     for kind, color, name in (
-        ("placement", _BLUE, "as the manifest placed it"),
-        ("labels", _GREY, "as labelled"),
-        ("likelihood", _ORANGE, "by likelihood, as placed"),
+        ("prompts", _BLUE, "by the rule for prompts"),
+        ("placement", "C2", "by the manifest's own rule"),
+        ("likelihood", _ORANGE, "by likelihood"),
+        ("labels", _GREY, "to its label"),
     ):
         if all(kind in row for row in rows):
             values = [row[kind] for row in rows]
@@ -88,7 +89,7 @@ def _routing(axes: "Axes", found: dict[str, Any]) -> None:
     axes.set_xscale("log", base=2)
     axes.set_xticks(lengths, [str(length) for length in lengths])
     axes.set(xlabel="tokens of the prompt", ylabel="share routed right", ylim=(0, 1.02))
-    axes.set_title("Routing", loc="left")
+    axes.set_title("Prompts routed to their documents' domains", loc="left")
     axes.legend(frameon=False, fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
 

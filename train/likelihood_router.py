@@ -19,11 +19,10 @@ from lmsplit.manifests.reader import read_placement
 from lmsplit.manifests.store import local_path
 from lmsplit.train.layout import EXPERTS, PLACEMENT, placement_manifest
 from lmsplit.train.models import load_model
-from lmsplit.train.router import Route, Router, Routing
+from lmsplit.train.prompt_rule import POSTERIOR
+from lmsplit.train.router import Route, RoutedBy, Router, Routing
 from lmsplit.train.text_losses import document_losses
 from lmsplit.train.tokenizer import DocumentEncoder, open_tokenizer
-
-_POSTERIOR = 1.0
 
 
 class LikelihoodRouter(Router):
@@ -75,9 +74,4 @@ class LikelihoodRouter(Router):
         scores_FK = np.full((len(asked), len(self._rule.leaf_nodes_K)), -np.inf)
         for leaf, expert in self._experts.items():
             scores_FK[:, leaf] = -document_losses(expert, self._tokens, [asked], self._max_length).nats_N / 2
-        best_F = scores_FK.argmax(axis=1)
-        behind_FK = 2 * (scores_FK.max(axis=1, keepdims=True) - scores_FK)
-        behind_FK[np.arange(len(asked)), best_F] = np.inf
-        nearest_F = behind_FK.min(axis=1, initial=np.inf)
-        margin_F = np.where(np.isfinite(nearest_F), nearest_F, np.nan)
-        return self._routes(has_tokens_N, best_F, margin_F, scores_FK, _POSTERIOR)
+        return self._routes_by_scores(has_tokens_N, scores_FK, RoutedBy.LIKELIHOOD, POSTERIOR)

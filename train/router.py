@@ -1,7 +1,8 @@
-"""Finds the expert for a text: the manifest's own encoder and placement rule, over a directory of experts.
+"""Finds the expert for a text: the manifest's own encoder and a rule, over a directory of experts.
 
-The same code and the same files placed the training documents, so a text lands where its like was trained.
-Where that expert is missing or not what its record says, the seed answers instead, and the route says so and
+The rule is the one for prompts that `lmsplit evaluate` fitted (see `prompt_rule`); where there is none, or `by_placement` asks
+for it, the manifest's own. The same code and the same files placed the training documents, so a text lands where its like was
+trained. Where that expert is missing or not what its record says, the seed answers instead, and the route says so and
 why.
 
 A text whose margin is below a threshold goes to the seed. Several experts may answer together, each with a weight
@@ -13,10 +14,11 @@ does not). Cost: one encoding of the texts' prefixes; the first route to an expe
 (about 1 GB/s).
 """
 
-import json
 import math
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
+from enum import StrEnum
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -29,9 +31,21 @@ from lmsplit.manifests.layout import domain_name
 from lmsplit.manifests.placement import Encoder, Floats, PlacementRule, is_unit
 from lmsplit.manifests.reader import Domain, open_placement
 from lmsplit.manifests.store import local_path
-from lmsplit.train.layout import EVALUATION, EXPERTS, FITTED, PLACEMENT, SEED, placement_manifest
+from lmsplit.train.layout import EVALUATION, EXPERTS, PLACEMENT, SEED, placement_manifest
 from lmsplit.train.mixing import TEMPERATURE, mixture_weights
+from lmsplit.train.prompt_rule import FittedRouting
 from lmsplit.train.record import read_record, weights_sha256
+
+
+class RoutedBy(StrEnum):
+    """What decides where a text goes."""
+
+    PROMPTS = "prompts"
+    """The rule that an evaluation fitted to prompts."""
+    PLACEMENT = "placement"
+    """The rule by which the manifest's documents were placed."""
+    LIKELIHOOD = "likelihood"
+    """The experts' own losses (see `likelihood_router`)."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +57,9 @@ class Routing:
     temperature: float | None = None
     """T of their weights: see `mixing`; None: the one that `lmsplit evaluate` fitted, else c-BTM's."""
     min_margin: float = 0.0
-    """Cost by which the runner-up has to be behind; texts with less go to the seed."""
+    """By how much the runner-up has to be behind, in the units of `Route.margin`; texts with less go to the seed."""
+    by_placement: bool = False
+    """Route by the manifest's own rule, even where there is one for prompts."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -65,7 +81,9 @@ class Route:
     """Where it is placed, even when another model answers; None for a text the encoder finds nothing in."""
     label: str | None
     margin: float | None
-    """Cost of the runner-up minus the domain's; None where there is none."""
+    """By how much the runner-up is behind; None where there is none. By placement the difference in cost, else in nats: the
+    logarithm of how many times as likely the domain is.
+    """
     runner_up: str | None
     """The domain that comes next; None where there is none."""
     expert: str | None
@@ -76,8 +94,10 @@ class Route:
     """Whether that is not the domain's own expert, or another one that should answer with it is not to be had."""
     reason: str | None
     """Why it fell back."""
+    routed_by: str
+    """What decided: see `RoutedBy`."""
     scores: dict[str, float]
-    """By domain; the highest is the placement (ties go to the first): see `scores`."""
+    """By domain; the highest is where it is placed (ties go to the first): see `scores`, `PromptRule.scores`."""
     weights: dict[str, float]
     """By directory of the models that shall answer together, adding up to 1; one model alone has 1."""
 
@@ -90,7 +110,13 @@ class Router:
     """Routes texts to the experts in a directory. Make it with `Router.open`."""
 
     def __init__(
-        self, directory: Path, rule: PlacementRule, encoder: Encoder | None, domains: Sequence[Domain], settings: Routing
+        self,
+        directory: Path,
+        rule: PlacementRule,
+        encoder: Encoder | None,
+        domains: Sequence[Domain],
+        settings: Routing,
+        fitted: FittedRouting | None = None,
     ) -> None:
         self._directory = directory
         self._rule = rule
@@ -99,7 +125,7 @@ class Router:
         self._manifest = placement_manifest(directory)
         self._fault = cache(self._look_for_fault)
         self._settings = settings
-        self._temperature = settings.temperature or _fitted_temperature(directory) or TEMPERATURE
+        self._fitted = fitted
 
     @classmethod
     def open(
@@ -119,21 +145,65 @@ class Router:
             settings: how many experts answer, and when the seed does.
 
         Raises:
-            ManifestError: it has no placement rule, or one with a wrong digest.
+            ManifestError: it has no placement rule, or one with a wrong digest; or what was fitted for it cannot be read.
             ConfigurationError: the encoder's model or library is not to be had here.
         """
         path = local_path(str(directory))
         placement_manifest(path)
-        return cls(path, *open_placement(path / PLACEMENT, model, trust_remote_code=trust_remote_code), settings)
+        rule, encoder, domains = open_placement(path / PLACEMENT, model, trust_remote_code=trust_remote_code)
+        if settings.by_placement and settings.temperature is not None:
+            return cls(path, rule, encoder, domains, settings)  # needs nothing that was fitted
+        fitted = FittedRouting.read(path / EVALUATION, (rule.num_domains, rule.centroids_MD.shape[1]))
+        return cls(path, rule, encoder, domains, settings, fitted)
+
+    @property
+    def placement_rule(self) -> PlacementRule:
+        """The manifest's own rule."""
+        return self._rule
+
+    def fitted_with(self, fitted: FittedRouting) -> "Router":
+        """Return a router like this one, which goes by what was fitted."""
+        router = copy(self)
+        router._fitted = fitted
+        return router
+
+    def with_settings(self, settings: Routing) -> "Router":
+        """Return a router like this one with other settings."""
+        router = copy(self)
+        router._settings = settings
+        return router
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return the route of each text."""
+        return self.route_vectors(self.vectors(texts))
+
+    def vectors(self, texts: Sequence[str]) -> Floats:
+        """Return (N, D) the unit vectors of texts, rows of zeros where the encoder finds nothing."""
         assert self._encoder is not None, "another way to route needs none"
-        vectors_ND = self._encoder.encode(texts)
+        return self._encoder.encode(texts)
+
+    def route_vectors(self, vectors_ND: Floats) -> list[Route]:
+        """Return the route of each text, given what `vectors` returned."""
         found_N = is_unit(vectors_ND)
+        fitted = self._fitted
+        if fitted is not None and fitted.prompt_rule is not None and not self._settings.by_placement:
+            scores_FK = fitted.prompt_rule.scores(vectors_ND[found_N])
+            return self._routes_by_scores(found_N, scores_FK, RoutedBy.PROMPTS, fitted.prompt_temperature)
         placed = self._rule.place_units(vectors_ND[found_N])
-        scores_NK = scores(self._rule, vectors_ND[found_N])
-        return self._routes(found_N, placed.domain, placed.margin, scores_NK, self._temperature)
+        scores_FK = scores(self._rule, vectors_ND[found_N])
+        temperature = TEMPERATURE if fitted is None else fitted.placement_temperature
+        return self._routes(found_N, placed.domain, placed.margin, scores_FK, RoutedBy.PLACEMENT, temperature)
+
+    def _routes_by_scores(
+        self, found_N: npt.NDArray[np.bool_], scores_FK: npt.NDArray[np.float64], by: RoutedBy, temperature: float
+    ) -> list[Route]:
+        """Return the routes of texts to where their score is highest; twice a score is in nats."""
+        best_F = scores_FK.argmax(axis=1)
+        behind_FK = 2 * (scores_FK.max(axis=1, keepdims=True) - scores_FK)
+        behind_FK[np.arange(len(best_F)), best_F] = np.inf
+        nearest_F = behind_FK.min(axis=1, initial=np.inf)
+        margin_F = np.where(np.isfinite(nearest_F), nearest_F, np.nan)
+        return self._routes(found_N, best_F, margin_F, scores_FK, by, temperature)
 
     def _routes(
         self,
@@ -141,21 +211,22 @@ class Router:
         domain_F: npt.NDArray[np.int64],
         margin_F: npt.NDArray[np.floating[Any]],
         scores_FK: npt.NDArray[np.float64],
+        by: RoutedBy,
         temperature: float,
     ) -> list[Route]:
-        """Return the routes of texts, of which something was found in F."""
-        weights_FK = mixture_weights(scores_FK, temperature, self._settings.num_experts)
+        """Return the routes of texts, of which something was found in F; the settings' temperature goes first."""
+        weights_FK = mixture_weights(scores_FK, self._settings.temperature or temperature, self._settings.num_experts)
         routes = iter(
-            self._route(int(domain), float(margin), scores_K, weights_K)
+            self._route(int(domain), float(margin), scores_K, weights_K, by)
             for domain, margin, scores_K, weights_K in zip(domain_F, margin_F, scores_FK, weights_FK, strict=True)
         )
-        return [next(routes) if found else self._nowhere() for found in found_N]
+        return [next(routes) if found else self._nowhere(by) for found in found_N]
 
-    def _nowhere(self) -> Route:
+    def _nowhere(self, by: RoutedBy) -> Route:
         seed, reason = self._fall_back("nothing is found in the text that says where it belongs")
-        return Route(None, None, None, None, seed, True, reason, {}, {seed: 1.0} if seed else {})
+        return Route(None, None, None, None, seed, True, reason, by.value, {}, {seed: 1.0} if seed else {})
 
-    def _route(self, domain: int, margin: float, scores_K: Floats, weights_K: Floats) -> Route:
+    def _route(self, domain: int, margin: float, scores_K: Floats, weights_K: Floats, by: RoutedBy) -> Route:
         name = domain_name(domain)
         own = f"{EXPERTS}/{name}"
         reason = self._fault(own)
@@ -179,6 +250,7 @@ class Router:
             expert=expert,
             fallback=reason is not None,
             reason=reason,
+            routed_by=by.value,
             scores={domain_name(leaf): score for leaf, score in scores.items()},
             weights=answering,
         )
@@ -211,17 +283,6 @@ class Router:
         if (found := weights_sha256(directory)) != record.weights_sha256:
             return f"{name} has weights with digest {found}, its record says {record.weights_sha256}"
         return None
-
-
-def _fitted_temperature(directory: Path) -> float | None:
-    """Return the T that an evaluation fitted; None where there was none."""
-    path = directory / EVALUATION / FITTED
-    if not path.exists():
-        return None
-    try:
-        return float(json.loads(path.read_text(encoding="utf-8"))["temperature"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise ManifestError(f"{path} cannot be read ({error!r}): run lmsplit evaluate again") from error
 
 
 def scores(rule: PlacementRule, vectors_ND: Floats) -> npt.NDArray[np.float64]:

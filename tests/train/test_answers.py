@@ -24,7 +24,9 @@ def test_the_tokens_after_the_prompt_are_judged() -> None:
 
 def test_each_way_is_what_it_says() -> None:
     weights_NK = np.array([[0.5, 0.5], [1.0, 0.0], [0.25, 0.75]])
-    ways = ways_to_answer(Documents(TOKENS, DOMAIN, 1), EXPERTS, {"seed": SEED}, np.array([1, 0, 0]), {"mixture": weights_NK})
+    ways = ways_to_answer(
+        Documents(TOKENS, DOMAIN, 1), EXPERTS, {"seed": SEED}, {"routed": np.array([1, 0, 0])}, {"mixture": weights_NK}
+    )
     assert {name: nats_N.tolist() for name, nats_N in ways.items() if name != "mixture"} == {
         "routed": [2, 0, 1],
         "likelihood": [6, 0, 1],  # the prompts cost 1 < 2, 3 > 1, 0.5 < 2
@@ -91,7 +93,7 @@ def test_no_way_with_one_expert_is_better_than_the_best(num_experts: int, num_do
     tokens_N = generator.integers(0, 6, num_documents)
     nats_KT = generator.gamma(2, 1, (num_experts, tokens_N.sum())).astype(np.float32)
     domain_N, expert_N = generator.integers(0, num_experts, (2, num_documents))
-    ways = ways_to_answer(Documents(tokens_N, domain_N, prompt), nats_KT, {}, expert_N, {})
+    ways = ways_to_answer(Documents(tokens_N, domain_N, prompt), nats_KT, {}, {"routed": expert_N}, {})
     for nats_N in ways.values():
         assert (nats_N >= ways["best expert"] - 1e-6).all()
     if num_experts > 1:

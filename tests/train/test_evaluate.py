@@ -127,13 +127,16 @@ def test_routing_is_that_of_the_command(found: dict[str, Any], trained: Path, li
         for batch in Manifest.open(licensed_manifest).documents(split="heldout", columns=["text", "domain"])
         for row in batch.to_pylist()
     ]
-    router = Router.open(output)
+    router, placement = Router.open(output), Router.open(output, settings=Routing(by_placement=True))
     for length, row in zip((2, 6), found["routing"], strict=True):
         prompts = [encoder.decode(encoder.encode([each["text"]])[0][:length]) for each in rows]
-        right = [route.domain == each["domain"] for route, each in zip(router.route(prompts), rows, strict=True)]
         assert row["tokens"] == length
-        assert row["placement"]["accuracy"] == pytest.approx(np.mean(right))
-        assert row["placement"]["low"] <= row["placement"]["accuracy"] <= row["placement"]["high"]
+        for by, each_router in ((found["routed_by"], router), ("placement", placement)):
+            routes = each_router.route(prompts)
+            right = [route.domain == each["domain"] for route, each in zip(routes, rows, strict=True)]
+            assert {route.routed_by for route in routes} == {by}
+            assert row[by]["accuracy"] == pytest.approx(np.mean(right))
+            assert row[by]["low"] <= row[by]["accuracy"] <= row[by]["high"]
         assert 0 <= row["labels"]["accuracy"] <= 1
 
 
@@ -162,7 +165,7 @@ def test_files_and_tables(found: dict[str, Any], trained: Path, lmsplit: Command
     documents = pl.read_parquet(directory / "documents.parquet")
     nats = documents.group_by("domain").agg(pl.col("routed").sum() / pl.col("judged_tokens").sum())["routed"].mean()
     assert nats == pytest.approx(next(row["nats_per_token"] for row in found["answers"] if row["way"] == "routed"))
-    for shown in ("way to answer", "dense-total", "prompts routed right", "as labelled", "specialization", "evaluation.svg"):
+    for shown in ("way to answer", "dense-total", "manifest's own rule", "to its label", "specialization", "evaluation.svg"):
         assert shown in result.out
     lines = [json.loads(line) for line in result.err.splitlines() if line.startswith("{")]
     assert lines[-1] == {"event": "progress", "stage": "routes", "done": 2, "of": 2}

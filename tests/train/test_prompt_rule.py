@@ -1,0 +1,130 @@
+"""The rule for prompts: against posterior probabilities written out by hand, on disk, and fitted to a real manifest."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy.special import log_softmax
+from scipy.stats import multivariate_normal
+
+from lmsplit.manifests.configuration import load
+from lmsplit.manifests.errors import ManifestError
+from lmsplit.partition.pipeline import partition
+from lmsplit.train.campaign import Campaign
+from lmsplit.train.config import Training
+from lmsplit.train.prompt_rule import FittedRouting, PromptRule
+from lmsplit.train.router import Router, Routing
+from lmsplit.train.routing_fit import fit_prompt_rule, fit_routing
+from tests.partition.corpora import configuration, topical, write
+from tests.train.runs import write_configuration
+
+MEANS = np.array([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]])
+COVARIANCE = np.array([[0.5, 0.2], [0.2, 0.4]])
+
+
+def drawn(domains: list[int], count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return points around the means of some domains, and their domains."""
+    random = np.random.default_rng(3)
+    points = [random.multivariate_normal(MEANS[each], COVARIANCE, count) for each in domains]
+    return np.concatenate(points), np.repeat(domains, count)
+
+
+@pytest.mark.parametrize("domains", [[0, 1, 2], [0, 2], [1, 2]])
+def test_scores_are_the_posterior_of_the_model_that_made_the_points(domains: list[int]) -> None:
+    points, domain_N = drawn(domains, 20_000)
+    shares = np.array([0.6, 0.3, 0.1])
+    rule = fit_prompt_rule(points, domain_N, shares)
+    assert rule is not None
+    asked = np.array([[0.3, 0.2], [-0.5, -0.4], [0.9, -0.6]])
+    found = log_softmax(2 * rule.scores(asked), axis=1)
+    logs = [multivariate_normal(MEANS[each], COVARIANCE).logpdf(asked) + np.log(shares[each]) for each in domains]
+    assert found[:, domains] == pytest.approx(log_softmax(np.stack(logs, axis=1), axis=1), abs=0.15)
+    others = [each for each in range(3) if each not in domains]
+    assert np.all(found[:, others] == -np.inf)
+
+
+def test_nothing_to_tell_apart() -> None:
+    assert fit_prompt_rule(np.eye(3), [1, 1, 1], [1, 1]) is None  # one domain
+    assert fit_prompt_rule(np.eye(3), [0, 1, 2], [1, 1, 1]) is None  # one prompt each
+
+
+def test_what_is_fitted_comes_back(tmp_path: Path) -> None:
+    rule = PromptRule(np.arange(6, dtype=np.float32).reshape(2, 3), np.array([0.5, -np.inf]))
+    assert FittedRouting.read(tmp_path, (2, 3)) is None
+    FittedRouting(0.25, rule, 1.5).write(tmp_path)
+    found = FittedRouting.read(tmp_path, (2, 3))
+    assert found is not None
+    assert found.prompt_rule is not None
+    assert (found.placement_temperature, found.prompt_temperature) == (0.25, 1.5)
+    assert np.array_equal(found.prompt_rule.weights_KD, rule.weights_KD)
+    assert np.array_equal(found.prompt_rule.offsets_K, rule.offsets_K)
+    with pytest.raises(ManifestError, match="run lmsplit evaluate again"):  # another manifest's
+        FittedRouting.read(tmp_path, (3, 3))
+    stored = tmp_path / "prompts.npz"
+    stored.write_bytes(stored.read_bytes()[:-1] + b"?")
+    with pytest.raises(ManifestError, match="has digest"):
+        FittedRouting.read(tmp_path, (2, 3))
+    stored.unlink()
+    with pytest.raises(ManifestError, match="run lmsplit evaluate again"):
+        FittedRouting.read(tmp_path, (2, 3))
+    FittedRouting(0.25, None, 1.0).write(tmp_path)
+    assert FittedRouting.read(tmp_path, (3, 3)) == FittedRouting(0.25, None, 1.0)
+
+
+@pytest.fixture(scope="module")
+def misleading(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A configuration over a manifest whose documents begin with words of the next topic."""
+    directory = tmp_path_factory.mktemp("misleading")
+    rows = topical(900, words=12)
+    beginnings = topical(901, words=4, seed=1)[1:]
+    for row, beginning in zip(rows, beginnings, strict=True):
+        row["text"] = f"{beginning['text']} {row['text']}"
+    write(directory / "corpus.jsonl", rows)
+    keys = {"near_duplicate_threshold": None, "heldout_fraction": 0.1}
+    partition(configuration(directory / "corpus.jsonl", directory / "manifest", **keys))
+    return write_configuration(directory, directory / "manifest")
+
+
+def prompts_of(campaign: Campaign, split: str, length: int) -> tuple[list[str], list[str]]:
+    """Return the beginnings of a split's documents, and their domains."""
+    rows = [row for batch in campaign.manifest.documents(split=split, columns=["text", "domain"]) for row in batch.to_pylist()]
+    return campaign.encoder.beginnings([row["text"] for row in rows], length), [row["domain"] for row in rows]
+
+
+def test_prompts_unlike_their_documents_are_routed_to_their_domain(misleading: Path) -> None:
+    campaign = Campaign.open(load(Training, str(misleading), []))
+    placement = Router.open(campaign.output, settings=Routing(by_placement=True))
+    length = len(campaign.encoder.encode([topical(1, words=4)[0]["text"]])[0])
+    fitted = fit_routing(campaign, placement, [length, 2 * length], length)
+    again = fit_routing(campaign, placement, [length, 2 * length], length)
+    assert fitted.prompt_rule is not None
+    assert again.prompt_rule is not None
+    assert np.array_equal(fitted.prompt_rule.weights_KD, again.prompt_rule.weights_KD)
+    prompts, domains = prompts_of(campaign, "heldout", length)
+    by_prompts = placement.with_settings(Routing()).fitted_with(fitted)
+    right = {
+        name: np.mean([route.domain == domain for route, domain in zip(router.route(prompts), domains, strict=True)])
+        for name, router in (("placement", placement), ("prompts", by_prompts))
+    }
+    assert right["placement"] < 0.2  # where their words place them
+    assert right["prompts"] > 0.4  # the same words stand inside documents of the next topic, and prompts may begin there
+    fitted.write(campaign.output / "evaluation")
+    opened = Router.open(campaign.output)
+    route = opened.route(prompts[:1])[0]
+    assert route == by_prompts.route(prompts[:1])[0]
+    assert route.routed_by == "prompts"
+    nats = sorted(2 * score for score in route.scores.values())
+    assert route.margin == pytest.approx(nats[-1] - nats[-2])
+    assert Router.open(campaign.output, settings=Routing(by_placement=True)).route(prompts[:1])[0].routed_by == "placement"
+    assert opened.route([""])[0].domain is None
+
+
+def test_a_rule_that_has_too_few_prompts_to_learn_from_is_not_taken(path: Path) -> None:
+    campaign = Campaign.open(load(Training, str(path), []))
+    placement = Router.open(campaign.output, settings=Routing(by_placement=True))
+    fitted = fit_routing(campaign, placement, [4, 8], 8)  # the manifest's own routes all of them
+    assert fitted.prompt_rule is None
+    prompts, domains = prompts_of(campaign, "heldout", 8)
+    router = placement.with_settings(Routing()).fitted_with(fitted)
+    assert [route.domain for route in router.route(prompts)] == domains
+    assert {route.routed_by for route in router.route(prompts)} == {"placement"}
