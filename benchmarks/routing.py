@@ -57,10 +57,10 @@ def opened(output: Path, corpus: str, encoder: str, domains: int) -> Manifest:
     return Manifest.open(f"{directory}@{version}") if version else first
 
 
-def routers(opened: Manifest, output: Path) -> dict[str, Router]:
+def routers(manifest_path: str, output: Path) -> dict[str, Router]:
     """Return the router by the manifest's rule, and by the one that is fitted to prompts of its training documents."""
     values = {
-        "manifest": str(opened.root),
+        "manifest": manifest_path,
         "output": str(output),
         "model": "1m",
         "seed_model": {"tokens": 1},
@@ -97,7 +97,7 @@ def measure(opened: Manifest, output: Path, tokenizer: Tokenizer) -> list[dict[s
     random = np.random.default_rng(0)
     shuffled_N = wanted_N[random.permutation(len(wanted_N))]
     starts = {"beginning": np.zeros(len(wanted_N)), "anywhere": random.random(len(wanted_N))}
-    of_rules = routers(opened, output)
+    of_rules = routers(f"{output.parent / 'manifest'}@{opened.version}", output)
     found = []
     for (place, start_N), length in itertools.product(starts.items(), LENGTHS):
         texts = [cut(*each, length, start) for *each, start in zip(held_out["text"], offsets, start_N, strict=True)]
