@@ -13,19 +13,17 @@ Imports nothing heavy, so that routing needs no torch.
 Shapes: N prompts, D dimensions, K domains.
 """
 
-import hashlib
-import json
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any, Final
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
 
 from lmsplit.manifests.errors import ManifestError
 from lmsplit.manifests.placement import Floats
-from lmsplit.train.layout import FITTED, PROMPT_RULE
+from lmsplit.train.layout import FITTED
 
 POSTERIOR: Final = 1.0
 """The T at which scores of half a logarithm weigh by probability."""
@@ -64,24 +62,19 @@ class FittedRouting:
     """T of mixtures where `prompt_rule` routes."""
 
     def write(self, directory: Path) -> None:
-        """Write it; a reader finds the old one or this one, or is told that they do not fit.
+        """Write it, whole or not at all.
 
         Args:
             directory: of the evaluation.
         """
-        # not at the top: `directory` locks files, which a router does not
-        from lmsplit.train.directory import whole_file, write_whole
+        from lmsplit.train.directory import whole_file  # not at the top: it locks files, which a router does not
 
         directory.mkdir(parents=True, exist_ok=True)
-        found: dict[str, Any] = {"placement": {"temperature": self.placement_temperature}, "prompts": None}
-        if self.prompt_rule is not None:
-            stored = BytesIO()
-            np.savez(stored, weights_KD=self.prompt_rule.weights_KD, offsets_K=self.prompt_rule.offsets_K)
-            with whole_file(directory / PROMPT_RULE) as partial:
-                partial.write_bytes(stored.getvalue())
-            digest = hashlib.sha256(stored.getvalue()).hexdigest()
-            found["prompts"] = {"temperature": self.prompt_temperature, "sha256": digest}
-        write_whole(directory / FITTED, json.dumps(found) + "\n")
+        rule = self.prompt_rule
+        arrays: dict[str, Any] = {} if rule is None else {"weights_KD": rule.weights_KD, "offsets_K": rule.offsets_K}
+        temperatures = np.array([self.placement_temperature, self.prompt_temperature])
+        with whole_file(directory / FITTED) as partial, partial.open("wb") as file:
+            np.savez(file, temperatures=temperatures, **arrays)
 
     @classmethod
     def read(cls, directory: Path, shape: tuple[int, int]) -> "FittedRouting | None":
@@ -92,28 +85,19 @@ class FittedRouting:
             shape: K and D of the manifest's rule.
 
         Raises:
-            ManifestError: it cannot be read, or its digest or shape is another.
+            ManifestError: it cannot be read, or is of another shape.
         """
         path = directory / FITTED
         if not path.exists():
             return None
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            temperature, prompts = float(found["placement"]["temperature"]), found["prompts"]
-            if prompts is None:
-                return cls(temperature, None, POSTERIOR)
-            return cls(temperature, _read_rule(directory / PROMPT_RULE, prompts["sha256"], shape), float(prompts["temperature"]))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:  # each array has a checksum
+                arrays = dict(file)
+            placement_temperature, prompt_temperature = arrays.pop("temperatures").tolist()
+            rule = PromptRule(**arrays) if arrays else None
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise ManifestError(f"{path} cannot be read ({error!r}): run lmsplit evaluate again") from error
-
-
-def _read_rule(path: Path, sha256: str, shape: tuple[int, int]) -> PromptRule:
-    """Return a stored rule; ValueError where it is not the one that is meant."""
-    data = path.read_bytes()
-    if (digest := hashlib.sha256(data).hexdigest()) != sha256:
-        raise ValueError(f"{path.name} has digest {digest}, expected {sha256}")
-    with np.load(BytesIO(data), allow_pickle=False) as arrays:
-        rule = PromptRule(arrays["weights_KD"], arrays["offsets_K"])
-    if rule.weights_KD.shape != shape or rule.offsets_K.shape != shape[:1]:
-        raise ValueError(f"{path.name} has shapes {rule.weights_KD.shape} and {rule.offsets_K.shape}, expected {shape}")
-    return rule
+        if rule is not None and (rule.weights_KD.shape != shape or rule.offsets_K.shape != shape[:1]):
+            found = f"{rule.weights_KD.shape} and {rule.offsets_K.shape}"
+            raise ManifestError(f"{path} has shapes {found}, the manifest's rule {shape}: run lmsplit evaluate again")
+        return cls(placement_temperature, rule, prompt_temperature)

@@ -146,7 +146,7 @@ def test_the_fitted_temperature_is_the_routers(found: dict[str, Any], trained: P
     fitted = Router.open(output, settings=Routing(num_experts=3)).route(text)[0].weights
     given = Router.open(output, settings=Routing(num_experts=3, temperature=found["temperature"])).route(text)[0].weights
     assert fitted == given
-    (output / "evaluation" / "routing.json").write_text("{}")
+    (output / "evaluation" / "routing.npz").write_text("{}")
     from lmsplit.manifests.errors import ManifestError
 
     with pytest.raises(ManifestError, match="run lmsplit evaluate again"):
