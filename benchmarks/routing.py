@@ -41,20 +41,19 @@ from lmsplit.train.routing_fit import fit_routing
 
 LENGTHS: Final = (8, 16, 32, 64, 128, 256)
 DOMAINS: Final = (12, 24)
-PROMPT: Final = 64
 VOCABULARY: Final = 4096
 
 
 def opened(output: Path, corpus: str, encoder: str, domains: int) -> Manifest:
     """Return a partition of the corpus, made on the first call; others than the first are refits of its vectors."""
     directory = output / encoder / "manifest"
-    first = manifest(directory.parent, corpus, DOMAINS[0], encoder, keep_embeddings=True)
+    newest = manifest(directory.parent, corpus, DOMAINS[0], encoder, keep_embeddings=True)
     version = DOMAINS.index(domains)
-    if version > Manifest.open(directory).version:
+    if version > newest.version:
         kept = yaml.safe_load(next((directory / "_work").glob("*/configuration.yaml")).read_text())
         configuration = Partition.model_validate(kept | {"domains": domains})
         partition(configuration, refit_plan(make_plan(configuration), str(directory)))
-    return Manifest.open(f"{directory}@{version}") if version else first
+    return Manifest.open(f"{directory}@{version}")
 
 
 def routers(manifest_path: str, output: Path) -> dict[str, Router]:
@@ -71,7 +70,7 @@ def routers(manifest_path: str, output: Path) -> dict[str, Router]:
     path.write_text(json.dumps(values | {"tokenizer": {"vocabulary_size": VOCABULARY}}))
     campaign = Campaign.open(load(Training, str(path), ()))
     placement = Router.open(campaign.output, settings=Routing(by_placement=True))
-    fitted = fit_routing(campaign, placement, LENGTHS, PROMPT)
+    fitted = fit_routing(campaign, placement, LENGTHS)
     assert fitted.prompt_rule is not None
     return {"placement": placement, "prompts": placement.with_settings(Routing()).fitted_with(fitted)}
 
@@ -103,7 +102,7 @@ def measure(opened: Manifest, output: Path, tokenizer: Tokenizer) -> list[dict[s
         texts = [cut(*each, length, start) for *each, start in zip(held_out["text"], offsets, start_N, strict=True)]
         vectors_ND = of_rules["placement"].vectors(texts)
         for by, router in of_rules.items():
-            first_N = routed(router, vectors_ND, names).domain_N
+            first_N = routed(router, texts, vectors_ND, names).domain_N
             labels = np.array([majority.get(f"d{number:05d}", "") for number in first_N])
             right = accuracy(first_N, wanted_N, held_out["group"].to_numpy())
             found.append(

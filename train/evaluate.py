@@ -97,18 +97,17 @@ def _evaluate(campaign: Campaign, encoder: str | None, trust_remote_code: bool, 
     settings = campaign.configuration.evaluation
     lengths = sorted({settings.prompt_tokens, *settings.prefix_tokens})
     progress("router", 0, 1)
-    fitted = fit_routing(campaign, placement, lengths, settings.prompt_tokens)
+    fitted = fit_routing(campaign, placement, lengths)
     progress("router", 1, 1)
     fitted.write(campaign.output / EVALUATION)
     router = placement.with_settings(Routing()).fitted_with(fitted)
-    by, temperature = RoutedBy.PLACEMENT, fitted.placement_temperature
-    if fitted.prompt_rule is not None:
-        by, temperature = RoutedBy.PROMPTS, fitted.prompt_temperature
+    by = RoutedBy.PLACEMENT if fitted.prompt_rule is None else RoutedBy.PROMPTS
     routers = {RoutedBy.PLACEMENT: placement, by: router}
     routes = {}
     for number, length in enumerate(lengths):
-        vectors_ND = placement.vectors(campaign.encoder.beginnings(table.texts, length))
-        routes[length] = {by: routed(each, vectors_ND, table.domains) for by, each in routers.items()}
+        prompts = campaign.encoder.beginnings(table.texts, length)
+        vectors_ND = placement.vectors(prompts)
+        routes[length] = {by: routed(each, prompts, vectors_ND, table.domains) for by, each in routers.items()}
         progress("routes", number + 1, len(lengths))
     found: dict[str, Any] = {
         "manifest": campaign.manifest.digest,
@@ -116,13 +115,14 @@ def _evaluate(campaign: Campaign, encoder: str | None, trust_remote_code: bool, 
         "documents": len(table.texts),
         "prompt_tokens": settings.prompt_tokens,
         "routed_by": by.value,
-        "temperature": temperature,
+        "temperature": {"placement": fitted.placement_temperature, "prompts": fitted.prompt_temperature},
+        "prompt_max_characters": None if fitted.prompt_rule is None else fitted.prompt_rule.max_characters,
         "domains": [{"domain": each.domain, "label": each.label} for each in campaign.manifest.domains],
         "models": [_about(each) for each in models],
         "missing": _missing(models),
     }
     found |= cross_losses(table, routes[settings.prompt_tokens][by].domain_N)
-    found |= answers(campaign, table, routes[settings.prompt_tokens], by, temperature)
+    found |= answers(campaign, table, routes[settings.prompt_tokens], by)
     found["routing"] = routing(campaign, table, routes, by)
     if settings.cloze is not None:
         found["cloze"] = _cloze(campaign, table, router, progress)
@@ -166,9 +166,7 @@ def cross_losses(table: LossTable, routed_N: Integers) -> dict[str, Any]:
     }
 
 
-def answers(
-    campaign: Campaign, table: LossTable, routes: Mapping[RoutedBy, Routed], by: RoutedBy, temperature: float
-) -> dict[str, Any]:
+def answers(campaign: Campaign, table: LossTable, routes: Mapping[RoutedBy, Routed], by: RoutedBy) -> dict[str, Any]:
     """Return the loss of every way to answer, with intervals, and how far each is above `routed`; write them by document.
 
     Args:
@@ -176,7 +174,6 @@ def answers(
         table: the losses.
         routes: where each document's prompt is routed to, by each rule.
         by: the router's rule.
-        temperature: T of the mixtures.
     """
     prompts = routes[by]
     documents = Documents(table.tokens_N, table.domain_N, campaign.configuration.evaluation.prompt_tokens)
@@ -186,7 +183,7 @@ def answers(
             f"no held-out document is longer than the prompt of {documents.prompt} tokens: lower evaluation.prompt_tokens"
         )
     mixtures = {
-        f"mixture of {count}": mixture_weights(prompts.scores_NK, temperature, count)
+        f"mixture of {count}": mixture_weights(prompts.scores_NK, 1.0, count)
         for count in (*_MIXTURES, table.num_experts)
         if 1 < count <= table.num_experts
     }

@@ -1,12 +1,13 @@
 """The rule that routes prompts where an evaluation has fitted one, and what else is fitted for a router; on disk, too.
 
-A manifest's centroids are those of whole documents, and the vector of a few words lies elsewhere than its document's, mostly in
-the same direction for all. So prompts have a linear rule of their own, in the space of the same encoder:
+A manifest's centroids are those of whole documents, and the vector of a few words lies elsewhere than its document's. So prompts
+have a linear rule of their own, in the space of the same encoder:
 
     log p(k | x) = w_k·x + b_k + constant,    score_k = half of that,    domain = argmax_k score_k
 
-It is fitted to prompts cut from training documents, whose domains are those that the manifest gives the whole documents (see
-`routing_fit`). Mixtures weigh by exp(2 · score / T), as they do elsewhere (see `mixing`): T = 1 is the posterior probability.
+It decides up to some length; longer texts are more like whole documents, and go by the manifest's rule. It is fitted to prompts
+cut from training documents, whose domains are those that the manifest gives the whole documents (see `routing_fit`). Mixtures
+weigh by exp(2 · score / T), as they do elsewhere (see `mixing`): T = 1 is the posterior probability.
 
 Imports nothing heavy, so that routing needs no torch.
 
@@ -36,14 +37,16 @@ class PromptRule:
     Args:
         weights_KD: w, float32.
         offsets_K: b, float64; -inf for a domain that nothing is routed to.
+        max_characters: of a text that it routes.
 
-    >>> rule = PromptRule(np.eye(2, dtype=np.float32), np.array([0.0, -np.inf]))
+    >>> rule = PromptRule(np.eye(2, dtype=np.float32), np.array([0.0, -np.inf]), 100)
     >>> rule.scores(np.array([[0.6, 0.8]], np.float32)).tolist()
     [[0.30000001192092896, -inf]]
     """
 
     weights_KD: Floats
     offsets_K: npt.NDArray[np.float64]
+    max_characters: int
 
     def scores(self, vectors_ND: Floats) -> npt.NDArray[np.float64]:
         """Return (N, K) half the logarithms of the domains' probabilities, up to a constant of each prompt."""
@@ -71,7 +74,7 @@ class FittedRouting:
 
         directory.mkdir(parents=True, exist_ok=True)
         rule = self.prompt_rule
-        arrays: dict[str, Any] = {} if rule is None else {"weights_KD": rule.weights_KD, "offsets_K": rule.offsets_K}
+        arrays: dict[str, Any] = {} if rule is None else vars(rule)
         temperatures = np.array([self.placement_temperature, self.prompt_temperature])
         with whole_file(directory / FITTED) as partial, partial.open("wb") as file:
             np.savez(file, temperatures=temperatures, **arrays)
@@ -94,7 +97,7 @@ class FittedRouting:
             with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:  # each array has a checksum
                 arrays = dict(file)
             placement_temperature, prompt_temperature = arrays.pop("temperatures").tolist()
-            rule = PromptRule(**arrays) if arrays else None
+            rule = PromptRule(**arrays | {"max_characters": int(arrays["max_characters"])}) if arrays else None
         except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise ManifestError(f"{path} cannot be read ({error!r}): run lmsplit evaluate again") from error
         if rule is not None and (rule.weights_KD.shape != shape or rule.offsets_K.shape != shape[:1]):

@@ -1,9 +1,9 @@
 """Finds the expert for a text: the manifest's own encoder and a rule, over a directory of experts.
 
-The rule is the one for prompts that `lmsplit evaluate` fitted (see `prompt_rule`); where there is none, or `by_placement` asks
-for it, the manifest's own. The same code and the same files placed the training documents, so a text lands where its like was
-trained. Where that expert is missing or not what its record says, the seed answers instead, and the route says so and
-why.
+The rule for short texts is the one for prompts that `lmsplit evaluate` fitted (see `prompt_rule`); for others, where there is
+none, or where `by_placement` asks for it, the manifest's own. The same code and the same files placed the training documents, so
+a text lands where its like was trained. Where that expert is missing or not what its record says, the seed answers instead, and
+the route says so and why.
 
 A text whose margin is below a threshold goes to the seed. Several experts may answer together, each with a weight
 (see `mixing`); the weight of one that is missing goes to the seed. A sentence encoder computes each text by itself here, soonest
@@ -96,6 +96,8 @@ class Route:
     """Why it fell back."""
     routed_by: str
     """What decided: see `RoutedBy`."""
+    temperature: float
+    """T of the weights."""
     scores: dict[str, float]
     """By domain; the highest is where it is placed (ties go to the first): see `scores`, `PromptRule.scores`."""
     weights: dict[str, float]
@@ -175,23 +177,36 @@ class Router:
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return the route of each text."""
-        return self.route_vectors(self.vectors(texts))
+        return self.route_vectors(texts, self.vectors(texts))
 
     def vectors(self, texts: Sequence[str]) -> Floats:
         """Return (N, D) the unit vectors of texts, rows of zeros where the encoder finds nothing."""
         assert self._encoder is not None, "another way to route needs none"
         return self._encoder.encode(texts)
 
-    def route_vectors(self, vectors_ND: Floats) -> list[Route]:
-        """Return the route of each text, given what `vectors` returned."""
+    def route_vectors(self, texts: Sequence[str], vectors_ND: Floats) -> list[Route]:
+        """Return the route of each text, given what `vectors` returned for it."""
+        rule = None if self._fitted is None or self._settings.by_placement else self._fitted.prompt_rule
+        is_prompt_N = np.array([rule is not None and len(text) <= rule.max_characters for text in texts], bool)
+        prompts, others = iter(self._by_prompt_rule(vectors_ND[is_prompt_N])), iter(self._by_placement(vectors_ND[~is_prompt_N]))
+        return [next(prompts if is_prompt else others) for is_prompt in is_prompt_N]
+
+    def _by_prompt_rule(self, vectors_ND: Floats) -> list[Route]:
+        if not len(vectors_ND):
+            return []
+        assert self._fitted is not None
+        assert self._fitted.prompt_rule is not None
         found_N = is_unit(vectors_ND)
-        fitted = self._fitted
-        if fitted is not None and fitted.prompt_rule is not None and not self._settings.by_placement:
-            scores_FK = fitted.prompt_rule.scores(vectors_ND[found_N])
-            return self._routes_by_scores(found_N, scores_FK, RoutedBy.PROMPTS, fitted.prompt_temperature)
+        scores_FK = self._fitted.prompt_rule.scores(vectors_ND[found_N])
+        return self._routes_by_scores(found_N, scores_FK, RoutedBy.PROMPTS, self._fitted.prompt_temperature)
+
+    def _by_placement(self, vectors_ND: Floats) -> list[Route]:
+        if not len(vectors_ND):
+            return []
+        found_N = is_unit(vectors_ND)
         placed = self._rule.place_units(vectors_ND[found_N])
         scores_FK = scores(self._rule, vectors_ND[found_N])
-        temperature = TEMPERATURE if fitted is None else fitted.placement_temperature
+        temperature = TEMPERATURE if self._fitted is None else self._fitted.placement_temperature
         return self._routes(found_N, placed.domain, placed.margin, scores_FK, RoutedBy.PLACEMENT, temperature)
 
     def _routes_by_scores(
@@ -215,18 +230,19 @@ class Router:
         temperature: float,
     ) -> list[Route]:
         """Return the routes of texts, of which something was found in F; the settings' temperature goes first."""
-        weights_FK = mixture_weights(scores_FK, self._settings.temperature or temperature, self._settings.num_experts)
+        temperature = self._settings.temperature or temperature
+        weights_FK = mixture_weights(scores_FK, temperature, self._settings.num_experts)
         routes = iter(
-            self._route(int(domain), float(margin), scores_K, weights_K, by)
+            self._route(int(domain), float(margin), scores_K, weights_K, by, temperature)
             for domain, margin, scores_K, weights_K in zip(domain_F, margin_F, scores_FK, weights_FK, strict=True)
         )
-        return [next(routes) if found else self._nowhere(by) for found in found_N]
+        return [next(routes) if found else self._nowhere(by, temperature) for found in found_N]
 
-    def _nowhere(self, by: RoutedBy) -> Route:
+    def _nowhere(self, by: RoutedBy, temperature: float) -> Route:
         seed, reason = self._fall_back("nothing is found in the text that says where it belongs")
-        return Route(None, None, None, None, seed, True, reason, by.value, {}, {seed: 1.0} if seed else {})
+        return Route(None, None, None, None, seed, True, reason, by.value, temperature, {}, {seed: 1.0} if seed else {})
 
-    def _route(self, domain: int, margin: float, scores_K: Floats, weights_K: Floats, by: RoutedBy) -> Route:
+    def _route(self, domain: int, margin: float, scores_K: Floats, weights_K: Floats, by: RoutedBy, temperature: float) -> Route:
         name = domain_name(domain)
         own = f"{EXPERTS}/{name}"
         reason = self._fault(own)
@@ -251,6 +267,7 @@ class Router:
             fallback=reason is not None,
             reason=reason,
             routed_by=by.value,
+            temperature=temperature,
             scores={domain_name(leaf): score for leaf, score in scores.items()},
             weights=answering,
         )

@@ -14,7 +14,7 @@ from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import Training
 from lmsplit.train.prompt_rule import FittedRouting, PromptRule
 from lmsplit.train.router import Router, Routing
-from lmsplit.train.routing_fit import fit_prompt_rule, fit_routing
+from lmsplit.train.routing_fit import better_up_to, fit_prompt_rule, fit_routing
 from tests.partition.corpora import configuration, topical, write
 from tests.train.runs import write_configuration
 
@@ -49,7 +49,7 @@ def test_nothing_to_tell_apart() -> None:
 
 
 def test_what_is_fitted_comes_back(tmp_path: Path) -> None:
-    rule = PromptRule(np.arange(6, dtype=np.float32).reshape(2, 3), np.array([0.5, -np.inf]))
+    rule = PromptRule(np.arange(6, dtype=np.float32).reshape(2, 3), np.array([0.5, -np.inf]), 70)
     assert FittedRouting.read(tmp_path, (2, 3)) is None
     FittedRouting(0.25, rule, 1.5).write(tmp_path)
     found = FittedRouting.read(tmp_path, (2, 3))
@@ -58,6 +58,7 @@ def test_what_is_fitted_comes_back(tmp_path: Path) -> None:
     assert (found.placement_temperature, found.prompt_temperature) == (0.25, 1.5)
     assert np.array_equal(found.prompt_rule.weights_KD, rule.weights_KD)
     assert np.array_equal(found.prompt_rule.offsets_K, rule.offsets_K)
+    assert found.prompt_rule.max_characters == 70
     with pytest.raises(ManifestError, match="has shapes"):  # another manifest's
         FittedRouting.read(tmp_path, (3, 3))
     FittedRouting(0.25, None, 1.0).write(tmp_path)
@@ -65,7 +66,7 @@ def test_what_is_fitted_comes_back(tmp_path: Path) -> None:
 
 
 def test_damage_is_noticed(tmp_path: Path) -> None:
-    FittedRouting(0.25, PromptRule(np.ones((2, 3), np.float32), np.zeros(2)), 1.5).write(tmp_path)
+    FittedRouting(0.25, PromptRule(np.ones((2, 3), np.float32), np.zeros(2), 70), 1.5).write(tmp_path)
     stored = tmp_path / "routing.npz"
     whole = stored.read_bytes()
     place = whole.index(np.ones(6, np.float32).tobytes())
@@ -99,8 +100,8 @@ def test_prompts_unlike_their_documents_are_routed_to_their_domain(misleading: P
     campaign = Campaign.open(load(Training, str(misleading), []))
     placement = Router.open(campaign.output, settings=Routing(by_placement=True))
     length = len(campaign.encoder.encode([topical(1, words=4)[0]["text"]])[0])
-    fitted = fit_routing(campaign, placement, [length, 2 * length], length)
-    again = fit_routing(campaign, placement, [length, 2 * length], length)
+    fitted = fit_routing(campaign, placement, [length, 2 * length])
+    again = fit_routing(campaign, placement, [length, 2 * length])
     assert fitted.prompt_rule is not None
     assert again.prompt_rule is not None
     assert np.array_equal(fitted.prompt_rule.weights_KD, again.prompt_rule.weights_KD)
@@ -120,13 +121,33 @@ def test_prompts_unlike_their_documents_are_routed_to_their_domain(misleading: P
     nats = sorted(2 * score for score in route.scores.values())
     assert route.margin == pytest.approx(nats[-1] - nats[-2])
     assert Router.open(campaign.output, settings=Routing(by_placement=True)).route(prompts[:1])[0].routed_by == "placement"
-    assert opened.route([""])[0].domain is None
+    nothing, short, long = opened.route(["", "dough", " ".join(["dough"] * fitted.prompt_rule.max_characters)])
+    assert nothing.domain is None
+    assert (short.routed_by, long.routed_by) == ("prompts", "placement")
+    assert (short.temperature, long.temperature) == (fitted.prompt_temperature, fitted.placement_temperature)
+
+
+@pytest.mark.parametrize(
+    ("length", "right", "otherwise", "limit"),
+    [
+        ([], [], [], None),
+        ([3, 4], [1, 0], [1, 0], None),
+        ([3, 4, 5], [1, 0, 1], [0, 1, 0], 3),
+        ([9, 3, 4], [1, 1, 0], [0, 0, 1], 3),
+        ([3, 4, 5, 6], [0, 1, 1, 0], [1, 0, 0, 1], 5),
+        ([3, 3, 4], [1, 0, 0], [0, 1, 1], None),
+    ],
+)
+def test_the_rule_decides_up_to_where_most_are_right(
+    length: list[int], right: list[int], otherwise: list[int], limit: int | None
+) -> None:
+    assert better_up_to(length, right, otherwise) == limit
 
 
 def test_a_rule_that_has_too_few_prompts_to_learn_from_is_not_taken(path: Path) -> None:
     campaign = Campaign.open(load(Training, str(path), []))
     placement = Router.open(campaign.output, settings=Routing(by_placement=True))
-    fitted = fit_routing(campaign, placement, [4, 8], 8)  # the manifest's own routes all of them
+    fitted = fit_routing(campaign, placement, [4, 8])  # the manifest's own routes all of them
     assert fitted.prompt_rule is None
     prompts, domains = prompts_of(campaign, "heldout", 8)
     router = placement.with_settings(Routing()).fitted_with(fitted)
