@@ -100,7 +100,9 @@ def route(
     experts: Annotated[str, typer.Argument(metavar="EXPERTS", help="the output directory of lmsplit train")],
     text: Annotated[list[str], typer.Option(help="a text to route; may be repeated")],
     num_experts: Annotated[int, typer.Option("--mix", help="how many experts answer together; their weights are shown")] = 1,
-    min_margin: Annotated[float, typer.Option(help="the seed answers where the runner-up is nearer than this")] = 0.0,
+    min_margin: Annotated[
+        float, typer.Option(help="the seed answers where the runner-up is nearer than this: in cost by placement, else in nats")
+    ] = 0.0,
     by_likelihood: Annotated[
         bool, typer.Option("--by-likelihood", help="to the expert that finds the text least surprising; runs every expert")
     ] = False,
@@ -187,7 +189,7 @@ def _number(loss: Loss | None) -> str:
 
 def _routes_table(texts: list[str], routes: list[Route]) -> Table:
     table = Table()
-    for name in ("text", "domain", "label", "margin", "runner-up", "model", "remark"):
+    for name in ("text", "domain", "label", "by", "margin", "runner-up", "model", "remark"):
         table.add_column(name, overflow="fold")
     for text, each in zip(texts, routes, strict=True):
         margin = "" if each.margin is None else f"{each.margin:.4f}"
@@ -195,6 +197,6 @@ def _routes_table(texts: list[str], routes: list[Route]) -> Table:
         model = each.expert
         if len(each.weights) > 1:
             model = ", ".join(f"{name} {weight:.0%}" for name, weight in sorted(each.weights.items(), key=lambda item: -item[1]))
-        row = (shown, each.domain, Text(each.label or ""), margin, each.runner_up, model, Text(each.reason or ""))
+        row = (shown, each.domain, Text(each.label or ""), each.routed_by, margin, each.runner_up, model, Text(each.reason or ""))
         table.add_row(*row)
     return table

@@ -10,7 +10,7 @@ questions ─► harness ──► accuracy on cloze questions      prompts ─�
 Everything is measured on the same held-out documents. The router's rule for prompts and the temperature of mixtures are fitted on
 training documents (see `routing_fit`). Numbers come back as one
 object of plain values; `evaluate_files` draws and `evaluate_cli` shows them. Cost: one forward pass of every model over the
-documents (cached, see `loss_table`), one encoding of every document a prompt length.
+documents (cached, see `loss_table`), one encoding of every document a prompt length, and what `routing_fit` costs.
 """
 
 import importlib
@@ -96,10 +96,7 @@ def _evaluate(campaign: Campaign, encoder: str | None, trust_remote_code: bool, 
     table = measure(campaign, models, lambda done, total: progress("losses", done, total))
     settings = campaign.configuration.evaluation
     lengths = sorted({settings.prompt_tokens, *settings.prefix_tokens})
-    progress("router", 0, 1)
-    fitted = fit_routing(campaign, placement, lengths)
-    progress("router", 1, 1)
-    fitted.write(campaign.output / EVALUATION)
+    fitted = fit_routing(campaign, placement, lengths, lambda done, total: progress("prompts", done, total))
     router = placement.with_settings(Routing()).fitted_with(fitted)
     by = RoutedBy.PLACEMENT if fitted.prompt_rule is None else RoutedBy.PROMPTS
     routers = {RoutedBy.PLACEMENT: placement, by: router}
@@ -129,6 +126,7 @@ def _evaluate(campaign: Campaign, encoder: str | None, trust_remote_code: bool, 
     if settings.latency is not None:
         found["latency"] = latencies(campaign, table, router)
     directory = campaign.output / EVALUATION
+    fitted.write(directory)
     write_whole(directory / "evaluation.json", json.dumps(found, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     return found
 

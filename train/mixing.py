@@ -27,7 +27,7 @@ def mixture_weights(scores_NK: npt.ArrayLike, temperature: float, num_experts: i
     """Return (N, K) the weight of each expert, rows adding up to 1; 0 for all but the best `num_experts`.
 
     Args:
-        scores_NK: how well each text fits each domain, 1 - cost (see `router.scores`).
+        scores_NK: how well each text fits each domain: see `router.scores`, `PromptRule.scores`.
         temperature: T, above 0.
         num_experts: how many experts answer, at least 1; of equal ones the first.
 

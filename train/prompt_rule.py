@@ -16,7 +16,7 @@ Shapes: N prompts, D dimensions, K domains.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 from zipfile import BadZipFile
 
 import numpy as np
@@ -58,7 +58,7 @@ class FittedRouting:
     """What an evaluation fits on training documents for the router."""
 
     placement_temperature: float
-    """T of mixtures where the manifest's own rule routes."""
+    """T of mixtures where the manifest's own rule routes, fitted on prompts that it is left with."""
     prompt_rule: PromptRule | None
     """None where the manifest's own routes prompts as well, or the manifest lacks domains of that."""
     prompt_temperature: float
@@ -73,11 +73,10 @@ class FittedRouting:
         from lmsplit.train.directory import whole_file  # not at the top: it locks files, which a router does not
 
         directory.mkdir(parents=True, exist_ok=True)
-        rule = self.prompt_rule
-        arrays: dict[str, Any] = {} if rule is None else vars(rule)
+        rule = self.prompt_rule or _NO_RULE
         temperatures = np.array([self.placement_temperature, self.prompt_temperature])
         with whole_file(directory / FITTED) as partial, partial.open("wb") as file:
-            np.savez(file, temperatures=temperatures, **arrays)
+            np.savez(file, temperatures=temperatures, **vars(rule))
 
     @classmethod
     def read(cls, directory: Path, shape: tuple[int, int]) -> "FittedRouting | None":
@@ -96,11 +95,15 @@ class FittedRouting:
         try:
             with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:  # each array has a checksum
                 arrays = dict(file)
-            placement_temperature, prompt_temperature = arrays.pop("temperatures").tolist()
-            rule = PromptRule(**arrays | {"max_characters": int(arrays["max_characters"])}) if arrays else None
-        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
+            temperatures = arrays.pop("temperatures")
+            rule = PromptRule(**arrays | {"max_characters": int(arrays["max_characters"])})
+        except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, BadZipFile) as error:
             raise ManifestError(f"{path} cannot be read ({error!r}): run lmsplit evaluate again") from error
-        if rule is not None and (rule.weights_KD.shape != shape or rule.offsets_K.shape != shape[:1]):
-            found = f"{rule.weights_KD.shape} and {rule.offsets_K.shape}"
-            raise ManifestError(f"{path} has shapes {found}, the manifest's rule {shape}: run lmsplit evaluate again")
-        return cls(placement_temperature, rule, prompt_temperature)
+        known = rule.weights_KD.shape in (shape, (0, 0)) and rule.offsets_K.shape == rule.weights_KD.shape[:1]
+        sound = np.isfinite(rule.weights_KD).all() and (rule.offsets_K < np.inf).all() and (temperatures > 0).all()
+        if not known or not sound or temperatures.shape != (2,) or not np.isfinite(temperatures).all():
+            raise ManifestError(f"{path} is not of this manifest, or damaged: run lmsplit evaluate again")
+        return cls(float(temperatures[0]), rule if len(rule.offsets_K) else None, float(temperatures[1]))
+
+
+_NO_RULE: Final = PromptRule(np.zeros((0, 0), np.float32), np.zeros(0), 0)

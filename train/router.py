@@ -55,11 +55,13 @@ class Routing:
     num_experts: int = 1
     """How many experts answer together, at least 1; more than there are domains means all of them."""
     temperature: float | None = None
-    """T of their weights: see `mixing`; None: the one that `lmsplit evaluate` fitted, else c-BTM's."""
+    """T of their weights: see `mixing`; None: the one that `lmsplit evaluate` fitted, else c-BTM's; 1 by likelihood."""
     min_margin: float = 0.0
-    """By how much the runner-up has to be behind, in the units of `Route.margin`; texts with less go to the seed."""
+    """By how much the runner-up has to be behind, in the units of `Route.margin`, which differ by what decides; texts with less
+    go to the seed.
+    """
     by_placement: bool = False
-    """Route by the manifest's own rule, even where there is one for prompts."""
+    """Route by the manifest's own rule, even where there is one for prompts; a `LikelihoodRouter` asks neither."""
 
     def __post_init__(self) -> None:
         """Check the values.
@@ -67,7 +69,8 @@ class Routing:
         Raises:
             ConfigurationError: one of them cannot be.
         """
-        if self.num_experts < 1 or (self.temperature is not None and not self.temperature > 0) or not self.min_margin >= 0:
+        is_temperature = self.temperature is None or (self.temperature > 0 and math.isfinite(self.temperature))
+        if self.num_experts < 1 or not is_temperature or not self.min_margin >= 0:
             raise ConfigurationError(
                 f"routing needs num_experts of at least 1, a temperature above 0 and a min_margin of at least 0, found {self}"
             )
@@ -153,7 +156,7 @@ class Router:
         path = local_path(str(directory))
         placement_manifest(path)
         rule, encoder, domains = open_placement(path / PLACEMENT, model, trust_remote_code=trust_remote_code)
-        if settings.by_placement and settings.temperature is not None:
+        if settings.by_placement and (settings.temperature is not None or settings.num_experts == 1):
             return cls(path, rule, encoder, domains, settings)  # needs nothing that was fitted
         fitted = FittedRouting.read(path / EVALUATION, (rule.num_domains, rule.centroids_MD.shape[1]))
         return cls(path, rule, encoder, domains, settings, fitted)

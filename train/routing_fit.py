@@ -2,17 +2,23 @@
 
 Prompts are cut from documents that are evenly chosen from every domain, in turn to each of the given lengths; half of them are
 beginnings, the others start anywhere, since prompts are not all alike. Their domains are the manifest's, so labels are not
-needed, and nothing held out is seen. The rule is linear discriminant analysis: prompts of all domains have one covariance, shrunk
-as Ledoit and Wolf do, and a domain's prior is its share of the training documents. A closed form, by scikit-learn.
+needed, and nothing held out is seen. The rule is linear discriminant analysis: prompts of all domains have one covariance, the
+mean of the domains' own, each shrunk as Ledoit and Wolf do; before a prompt is seen all domains are equally likely, since nobody
+knows what will be asked. A closed form, by scikit-learn.
 
-By cross-validation the rule decides up to the length at which most prompts are routed right, longer ones by the manifest's; where
-it has too few to learn from it decides none. Its temperature is fitted on scores by rules that have not seen the prompt.
+Cross-validation by group says up to which length the rule routes prompts better than the manifest's does, beyond the error of the
+comparison; longer ones are left to the manifest's, and all of them where there are too few to learn from. Its temperature is
+fitted on scores by rules that have not seen the prompt. Cost: the training split is read once, and a prompt of each document that
+is chosen is encoded.
 
 Shapes: N prompts, D dimensions, K domains.
 """
 
+import re
 import sys
-from collections.abc import Sequence
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -36,60 +42,72 @@ _OF_A_DOMAIN: Final = 50
 _FOLDS: Final = 5
 _CHARACTERS: Final = 16
 """Of text for each token of a prompt, more than it needs."""
+_AT_ONCE: Final = 500
+_SPACE: Final = re.compile(r"\s+")
 
 
-def fit_routing(campaign: Campaign, router: Router, lengths: Sequence[int]) -> FittedRouting:
+def fit_routing(
+    campaign: Campaign, router: Router, lengths: Sequence[int], progress: Callable[[int, int], None] = lambda _done, _all: None
+) -> FittedRouting:
     """Fit the rule for prompts, and the temperatures for both rules.
 
     Args:
         campaign: the manifest and the tokenizer.
         router: of the training; its encoder and rule are asked.
         lengths: of prompts, in tokens.
+        progress: called with how many prompts are encoded, and how many there are.
     """
-    texts, domain_N = _documents(campaign)
+    texts, domain_N, groups = _documents(campaign)
     prompts = _prompts(campaign, texts, _places(domain_N), lengths)
-    vectors_ND = router.vectors(prompts)
+    vectors_ND = _vectors(router, prompts, progress)
     found = np.flatnonzero(is_unit(vectors_ND))
     vectors_ND, domain_N = vectors_ND[found], domain_N[found]
-    placement = _temperature(scores(router.placement_rule, vectors_ND), domain_N, TEMPERATURE)
-    if len(campaign.manifest.domains) != router.placement_rule.num_domains:  # a hand-over: some prompts are none of its experts'
-        return FittedRouting(placement, None, POSTERIOR)
-    shares_K = np.array([each.splits["train"] for each in campaign.manifest.domains])
-    scores_NK = _scores_of_others(vectors_ND, domain_N, shares_K)
-    rule = fit_prompt_rule(vectors_ND, domain_N, shares_K)
+    placement_NK = scores(router.placement_rule, vectors_ND)
+    without = FittedRouting(_temperature(placement_NK, domain_N, TEMPERATURE), None, POSTERIOR)
+    num_domains = len(campaign.manifest.domains)
+    if num_domains != router.placement_rule.num_domains:  # a hand-over: some prompts are none of its experts'
+        return without
+    scores_NK = _scores_of_others(vectors_ND, domain_N, [groups[each] for each in found], num_domains)
+    rule = fit_prompt_rule(vectors_ND, domain_N, num_domains)
     if scores_NK is None or rule is None:
-        return FittedRouting(placement, None, POSTERIOR)
+        return without
     as_placed_N = router.placement_rule.place_units(vectors_ND).domain
     length_N = np.array([len(prompts[each]) for each in found])
-    limit = better_up_to(length_N, scores_NK.argmax(axis=1) == domain_N, as_placed_N == domain_N)
+    limit = better_up_to(length_N, scores_NK.argmax(axis=1) == domain_N, as_placed_N == domain_N, _per_domain(domain_N))
     if limit is None:
-        return FittedRouting(placement, None, POSTERIOR)
+        return without
     short_N = length_N <= limit
-    temperature = _temperature(scores_NK[short_N], domain_N[short_N], POSTERIOR)
-    return FittedRouting(placement, replace(rule, max_characters=limit), temperature)
+    long_N = ~short_N if not short_N.all() else short_N
+    return FittedRouting(
+        _temperature(placement_NK[long_N], domain_N[long_N], TEMPERATURE),
+        replace(rule, max_characters=limit),
+        _temperature(scores_NK[short_N], domain_N[short_N], POSTERIOR),
+    )
 
 
-def fit_prompt_rule(vectors_ND: npt.ArrayLike, domain_N: npt.ArrayLike, shares_K: npt.ArrayLike) -> PromptRule | None:
+def fit_prompt_rule(vectors_ND: npt.ArrayLike, domain_N: npt.ArrayLike, num_domains: int) -> PromptRule | None:
     """Fit the rule to the vectors of prompts by linear discriminant analysis.
 
     Args:
         vectors_ND: unit rows.
         domain_N: where each prompt's document belongs.
-        shares_K: of the training documents, by domain; the prior. Domains without a prompt are never chosen.
+        num_domains: K. Domains without a prompt are never chosen, the others are equally likely before the prompt is seen.
 
     Returns:
         None where there are fewer than two domains, or no two prompts of any; else a rule for texts of any length.
     """
     from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-    vectors, domains, shares = np.asarray(vectors_ND, np.float64), np.asarray(domain_N), np.asarray(shares_K, np.float64)
+    vectors, domains = np.asarray(vectors_ND, np.float64), np.asarray(domain_N)
     seen = np.unique(domains)
     if len(seen) < 2 or len(domains) <= len(seen):
         return None
-    priors = shares[seen] / shares[seen].sum()
-    model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors).fit(vectors, domains)
-    weights_KD = np.zeros((len(shares), vectors.shape[1]), np.float32)
-    offsets_K = np.full(len(shares), -np.inf)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Only one sample available")  # of a domain: it has a mean, the others' covariance
+        priors = np.full(len(seen), 1 / len(seen))
+        model = LinearDiscriminantAnalysis(solver="lsqr", shrinkage="auto", priors=priors).fit(vectors, domains)
+    weights_KD = np.zeros((num_domains, vectors.shape[1]), np.float32)
+    offsets_K = np.full(num_domains, -np.inf)
     if len(seen) == 2:  # scikit-learn keeps how far the second is above the first
         weights_KD[seen[1]], offsets_K[seen] = model.coef_[0], (0.0, model.intercept_[0])
     else:
@@ -97,39 +115,62 @@ def fit_prompt_rule(vectors_ND: npt.ArrayLike, domain_N: npt.ArrayLike, shares_K
     return PromptRule(weights_KD, offsets_K, sys.maxsize)
 
 
-def _scores_of_others(vectors_ND: Floats, domain_N: Integers, shares_K: Integers) -> npt.NDArray[np.float64] | None:
-    """Return (N, K) each prompt's scores by the rule that is fitted to the others' documents; None where one cannot be fitted."""
-    scores_NK = np.zeros((len(domain_N), len(shares_K)))
-    fold_N = _places(domain_N) % _FOLDS
-    for fold in range(_FOLDS):
-        rule = fit_prompt_rule(vectors_ND[fold_N != fold], domain_N[fold_N != fold], shares_K)
+def better_up_to(
+    length_N: npt.ArrayLike, right_N: npt.ArrayLike, otherwise_N: npt.ArrayLike, weight_N: npt.ArrayLike, errors: float = 2.0
+) -> int | None:
+    """Return the length up to which one way should decide, and beyond which another.
+
+    That is where the gain of the one way over the other, less so many of its standard errors, is highest.
+
+    Args:
+        length_N: of each prompt.
+        right_N: whether the one way is right.
+        otherwise_N: whether the other one is.
+        weight_N: what each prompt counts.
+        errors: how many standard errors the gain is lowered by.
+
+    Returns:
+        The least such length; None where the other way should decide all.
+
+    >>> better_up_to([5, 9, 9, 20], [1, 1, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1], errors=0)
+    9
+    """
+    limits, place_N = np.unique(np.asarray(length_N), return_inverse=True)
+    if not len(limits):
+        return None
+    gain_N = (np.asarray(right_N, np.float64) - np.asarray(otherwise_N, np.float64)) * np.asarray(weight_N, np.float64)
+    gains, squares = (np.cumsum(np.bincount(place_N, weights=each)) for each in (gain_N, gain_N**2))
+    lower = gains - errors * np.sqrt(squares)
+    best = int(lower.argmax())
+    return int(limits[best]) if lower[best] > 0 else None
+
+
+def _scores_of_others(
+    vectors_ND: Floats, domain_N: Integers, groups: Sequence[str], num_domains: int
+) -> npt.NDArray[np.float64] | None:
+    """Return (N, K) each prompt's scores by the rule that is fitted to other groups; None where one cannot be fitted."""
+    scores_NK = np.zeros((len(domain_N), num_domains))
+    fold_N = np.array([zlib.crc32(group.encode()) % _FOLDS for group in groups])
+    for fold in np.unique(fold_N):
+        rule = fit_prompt_rule(vectors_ND[fold_N != fold], domain_N[fold_N != fold], num_domains)
         if rule is None:
             return None
         scores_NK[fold_N == fold] = rule.scores(vectors_ND[fold_N == fold])
     return scores_NK
 
 
-def better_up_to(length_N: npt.ArrayLike, right_N: npt.ArrayLike, otherwise_N: npt.ArrayLike) -> int | None:
-    """Return the length up to which one way should decide, and beyond which another, so that most are right in all.
+def _per_domain(domain_N: Integers) -> npt.NDArray[np.float64]:
+    """Return (N,) weights by which all domains count alike."""
+    return 1 / np.bincount(domain_N)[domain_N]
 
-    Args:
-        length_N: of each prompt.
-        right_N: whether the one way is right.
-        otherwise_N: whether the other one is.
 
-    Returns:
-        The least such length; None where the other way should decide all.
-
-    >>> better_up_to([5, 9, 9, 20], [1, 1, 0, 0], [0, 0, 0, 1])
-    9
-    """
-    length, gain = np.asarray(length_N), np.asarray(right_N, np.int64) - np.asarray(otherwise_N, np.int64)
-    limits, place_N = np.unique(length, return_inverse=True)
-    if not len(limits):
-        return None
-    gains = np.cumsum(np.bincount(place_N, weights=gain))
-    best = int(gains.argmax())
-    return int(limits[best]) if gains[best] > 0 else None
+def _vectors(router: Router, prompts: Sequence[str], progress: Callable[[int, int], None]) -> Floats:
+    """Encode prompts, some at a time."""
+    parts = []
+    for start in range(0, len(prompts), _AT_ONCE):
+        parts.append(router.vectors(prompts[start : start + _AT_ONCE]))
+        progress(min(start + _AT_ONCE, len(prompts)), len(prompts))
+    return np.concatenate(parts)
 
 
 def _prompts(campaign: Campaign, texts: list[str], place_N: Integers, lengths: Sequence[int]) -> list[str]:
@@ -145,17 +186,19 @@ def _prompts(campaign: Campaign, texts: list[str], place_N: Integers, lengths: S
     return prompts
 
 
-def _documents(campaign: Campaign) -> tuple[list[str], Integers]:
-    """Return texts of training documents, evenly chosen from every domain, and the numbers of their domains."""
+def _documents(campaign: Campaign) -> tuple[list[str], Integers, list[str]]:
+    """Return texts of training documents, evenly chosen from every domain, the numbers of their domains, and their groups."""
     texts: list[str] = []
+    groups: list[str] = []
     numbers: list[int] = []
     domains = campaign.manifest.domains
     for each in domains:
         wanted = max(_OF_A_DOMAIN, _DOCUMENTS // len(domains))
-        for batch in evenly_chosen(campaign.manifest, each.domain, "train", wanted, ["text"]):
+        for batch in evenly_chosen(campaign.manifest, each.domain, "train", wanted, ["doc_id", "text", "group"]):
             texts += batch.column("text").to_pylist()
+            groups += [row["group"] or row["doc_id"] for row in batch.select(["doc_id", "group"]).to_pylist()]
             numbers += [domain_index(each.domain)] * batch.num_rows
-    return texts, np.array(numbers, np.int64)
+    return texts, np.array(numbers, np.int64), groups
 
 
 def _places(domain_N: Integers) -> Integers:
@@ -172,8 +215,10 @@ def _part(text: str, length: int, anywhere: bool, random: np.random.Generator) -
     if not anywhere or len(text) <= length:
         return text[:needed]
     start = int(random.integers(max(1, len(text) - needed // 4)))
-    start = text.find(" ", start) + 1 if start else 0
-    return text[start : start + needed]
+    space = _SPACE.search(text, start, start + needed) if start else None
+    start = start if space is None else space.end()
+    part = text[start : start + needed]
+    return part if part.strip() else text[:needed]
 
 
 def _temperature(scores_NK: npt.NDArray[np.float64], domain_N: Integers, otherwise: float) -> float:

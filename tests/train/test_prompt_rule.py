@@ -32,20 +32,19 @@ def drawn(domains: list[int], count: int) -> tuple[np.ndarray, np.ndarray]:
 @pytest.mark.parametrize("domains", [[0, 1, 2], [0, 2], [1, 2]])
 def test_scores_are_the_posterior_of_the_model_that_made_the_points(domains: list[int]) -> None:
     points, domain_N = drawn(domains, 20_000)
-    shares = np.array([0.6, 0.3, 0.1])
-    rule = fit_prompt_rule(points, domain_N, shares)
+    rule = fit_prompt_rule(points, domain_N, 3)
     assert rule is not None
     asked = np.array([[0.3, 0.2], [-0.5, -0.4], [0.9, -0.6]])
     found = log_softmax(2 * rule.scores(asked), axis=1)
-    logs = [multivariate_normal(MEANS[each], COVARIANCE).logpdf(asked) + np.log(shares[each]) for each in domains]
+    logs = [multivariate_normal(MEANS[each], COVARIANCE).logpdf(asked) for each in domains]
     assert found[:, domains] == pytest.approx(log_softmax(np.stack(logs, axis=1), axis=1), abs=0.15)
     others = [each for each in range(3) if each not in domains]
     assert np.all(found[:, others] == -np.inf)
 
 
 def test_nothing_to_tell_apart() -> None:
-    assert fit_prompt_rule(np.eye(3), [1, 1, 1], [1, 1]) is None  # one domain
-    assert fit_prompt_rule(np.eye(3), [0, 1, 2], [1, 1, 1]) is None  # one prompt each
+    assert fit_prompt_rule(np.eye(3), [1, 1, 1], 2) is None  # one domain
+    assert fit_prompt_rule(np.eye(3), [0, 1, 2], 3) is None  # one prompt each
 
 
 def test_what_is_fitted_comes_back(tmp_path: Path) -> None:
@@ -59,21 +58,45 @@ def test_what_is_fitted_comes_back(tmp_path: Path) -> None:
     assert np.array_equal(found.prompt_rule.weights_KD, rule.weights_KD)
     assert np.array_equal(found.prompt_rule.offsets_K, rule.offsets_K)
     assert found.prompt_rule.max_characters == 70
-    with pytest.raises(ManifestError, match="has shapes"):  # another manifest's
+    with pytest.raises(ManifestError, match="is not of this manifest"):  # another manifest's
         FittedRouting.read(tmp_path, (3, 3))
     FittedRouting(0.25, None, 1.0).write(tmp_path)
     assert FittedRouting.read(tmp_path, (3, 3)) == FittedRouting(0.25, None, 1.0)
 
 
-def test_damage_is_noticed(tmp_path: Path) -> None:
-    FittedRouting(0.25, PromptRule(np.ones((2, 3), np.float32), np.zeros(2), 70), 1.5).write(tmp_path)
-    stored = tmp_path / "routing.npz"
-    whole = stored.read_bytes()
-    place = whole.index(np.ones(6, np.float32).tobytes())
-    for damaged in (b"", b"{}", whole[:-30], whole[:place] + b"?" + whole[place + 1 :]):
-        stored.write_bytes(damaged)
+def test_values_that_cannot_be_are_noticed(tmp_path: Path) -> None:
+    weights, offsets = np.ones((2, 3), np.float32), np.zeros(2)
+    for fitted in (
+        FittedRouting(np.nan, None, 1.0),
+        FittedRouting(0.1, None, 0.0),
+        FittedRouting(0.1, PromptRule(weights * np.nan, offsets, 9), 1.0),
+        FittedRouting(0.1, PromptRule(weights, offsets * np.nan, 9), 1.0),
+        FittedRouting(0.1, PromptRule(weights, offsets[:1], 9), 1.0),
+    ):
+        fitted.write(tmp_path)
         with pytest.raises(ManifestError, match="run lmsplit evaluate again"):
             FittedRouting.read(tmp_path, (2, 3))
+
+
+def test_damage_is_noticed(tmp_path: Path) -> None:
+    rule = PromptRule(np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(2), 70)
+    FittedRouting(0.25, rule, 1.5).write(tmp_path)
+    stored = tmp_path / "routing.npz"
+    whole = stored.read_bytes()
+    refused = 0
+    for damaged in [b"", b"{}", whole[:-30], *(whole[:at] + b"\x5b" + whole[at + 1 :] for at in range(len(whole)))]:
+        stored.write_bytes(damaged)
+        try:
+            found = FittedRouting.read(tmp_path, (2, 3))
+        except ManifestError:
+            refused += 1
+            continue
+        assert found is not None
+        assert found.prompt_rule is not None
+        assert (found.placement_temperature, found.prompt_temperature, found.prompt_rule.max_characters) == (0.25, 1.5, 70)
+        assert np.array_equal(found.prompt_rule.weights_KD, rule.weights_KD)
+        assert np.array_equal(found.prompt_rule.offsets_K, rule.offsets_K)
+    assert refused > len(whole) / 2
 
 
 @pytest.fixture(scope="module")
@@ -141,7 +164,26 @@ def test_prompts_unlike_their_documents_are_routed_to_their_domain(misleading: P
 def test_the_rule_decides_up_to_where_most_are_right(
     length: list[int], right: list[int], otherwise: list[int], limit: int | None
 ) -> None:
-    assert better_up_to(length, right, otherwise) == limit
+    assert better_up_to(length, right, otherwise, np.ones(len(length)), errors=0) == limit
+
+
+def test_noise_is_no_gain() -> None:
+    random = np.random.default_rng(0)
+    length = random.integers(10, 1000, 4000)
+    taken = 0
+    for _ in range(50):
+        right, otherwise = random.random((2, 4000)) < 0.8
+        taken += better_up_to(length, right, otherwise, np.ones(4000)) is not None
+    assert taken < 25  # without errors it is nearly always
+    right = random.random(4000) < np.where(length < 300, 0.9, 0.7)
+    limit = better_up_to(length, right, random.random(4000) < 0.8, np.ones(4000))
+    assert limit == pytest.approx(300, abs=60)
+
+
+def test_domains_count_alike() -> None:
+    length, right, otherwise = [5] * 8, [1] * 6 + [0] * 2, [0] * 6 + [1] * 2
+    assert better_up_to(length, right, otherwise, [1] * 8, errors=0) == 5
+    assert better_up_to(length, right, otherwise, [1 / 6] * 6 + [0.51] * 2, errors=0) is None
 
 
 def test_a_rule_that_has_too_few_prompts_to_learn_from_is_not_taken(path: Path) -> None:
