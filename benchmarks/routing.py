@@ -72,7 +72,7 @@ def routers(manifest_path: str, output: Path) -> dict[str, Router]:
     placement = Router.open(campaign.output, settings=Routing(by_placement=True))
     fitted = fit_routing(campaign, placement, LENGTHS)
     assert fitted.prompt_rule is not None
-    return {"placement": placement, "prompts": placement.with_settings(Routing()).fitted_with(fitted)}
+    return {"placement": placement, "prompts": placement.fitted_with(fitted)}
 
 
 def cut(text: str, ends: list[tuple[int, int]], length: int, start: float) -> str:

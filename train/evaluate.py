@@ -8,9 +8,9 @@ questions ─► harness ──► accuracy on cloze questions      prompts ─�
 ```
 
 Everything is measured on the same held-out documents. The router's rule for prompts and the temperature of mixtures are fitted on
-training documents (see `routing_fit`). Numbers come back as one
-object of plain values; `evaluate_files` draws and `evaluate_cli` shows them. Cost: one forward pass of every model over the
-documents (cached, see `loss_table`), one encoding of every document a prompt length, and what `routing_fit` costs.
+training documents (see `routing_fit`). Numbers come back as one object of plain values; `evaluate_files` draws and `evaluate_cli`
+shows them. Cost: one forward pass of every model over the documents (cached, see `loss_table`), one encoding of every document a
+prompt length, and what `routing_fit` costs.
 """
 
 import importlib
@@ -97,14 +97,14 @@ def _evaluate(campaign: Campaign, encoder: str | None, trust_remote_code: bool, 
     settings = campaign.configuration.evaluation
     lengths = sorted({settings.prompt_tokens, *settings.prefix_tokens})
     fitted = fit_routing(campaign, placement, lengths, lambda done, total: progress("prompts", done, total))
-    router = placement.with_settings(Routing()).fitted_with(fitted)
+    router = placement.fitted_with(fitted)
     by = RoutedBy.PLACEMENT if fitted.prompt_rule is None else RoutedBy.PROMPTS
     routers = {RoutedBy.PLACEMENT: placement, by: router}
     routes = {}
     for number, length in enumerate(lengths):
         prompts = campaign.encoder.beginnings(table.texts, length)
         vectors_ND = placement.vectors(prompts)
-        routes[length] = {by: routed(each, prompts, vectors_ND, table.domains) for by, each in routers.items()}
+        routes[length] = {rule: routed(each, prompts, vectors_ND, table.domains) for rule, each in routers.items()}
         progress("routes", number + 1, len(lengths))
     found: dict[str, Any] = {
         "manifest": campaign.manifest.digest,

@@ -167,15 +167,9 @@ class Router:
         return self._rule
 
     def fitted_with(self, fitted: FittedRouting) -> "Router":
-        """Return a router like this one, which goes by what was fitted."""
+        """Return a router of the same encoder and rule that goes by what was fitted, as one that is opened later does."""
         router = copy(self)
-        router._fitted = fitted
-        return router
-
-    def with_settings(self, settings: Routing) -> "Router":
-        """Return a router like this one with other settings."""
-        router = copy(self)
-        router._settings = settings
+        router._fitted, router._settings = fitted, Routing()
         return router
 
     def route(self, texts: Sequence[str]) -> list[Route]:

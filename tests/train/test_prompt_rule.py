@@ -129,7 +129,7 @@ def test_prompts_unlike_their_documents_are_routed_to_their_domain(misleading: P
     assert again.prompt_rule is not None
     assert np.array_equal(fitted.prompt_rule.weights_KD, again.prompt_rule.weights_KD)
     prompts, domains = prompts_of(campaign, "heldout", length)
-    by_prompts = placement.with_settings(Routing()).fitted_with(fitted)
+    by_prompts = placement.fitted_with(fitted)
     right = {
         name: np.mean([route.domain == domain for route, domain in zip(router.route(prompts), domains, strict=True)])
         for name, router in (("placement", placement), ("prompts", by_prompts))
@@ -192,6 +192,6 @@ def test_a_rule_that_has_too_few_prompts_to_learn_from_is_not_taken(path: Path) 
     fitted = fit_routing(campaign, placement, [4, 8])  # the manifest's own routes all of them
     assert fitted.prompt_rule is None
     prompts, domains = prompts_of(campaign, "heldout", 8)
-    router = placement.with_settings(Routing()).fitted_with(fitted)
+    router = placement.fitted_with(fitted)
     assert [route.domain for route in router.route(prompts)] == domains
     assert {route.routed_by for route in router.route(prompts)} == {"placement"}
