@@ -1,18 +1,19 @@
 """Where does splitting pay? One budget of compute, spent on models of several sizes, as experts and as one model.
 
-The corpora in twelve domains (`lexical`), a tokenizer of 1,024 tokens; `planner.py` has to have run its ladder before. Every
-size N gets the same FLOPs in total, so that the smallest sees the most tokens for each of its parameters. Half of its tokens
-T = C / 6N are the seed's, the others twelve experts', or the same seed's continued as one dense model, on as many tokens of each
-domain. Experts are trained as they are by default, 3 % of their tokens from other domains (kl). Three seeds of training.
+The corpora in twelve domains (`lexical`), a tokenizer of 1,024 tokens. Every size N gets the same FLOPs in total, so that the
+smallest sees the most tokens for each of its parameters. Half of its tokens T = C / 6N are the seed's, the others twelve
+experts', or the same seed's continued as one dense model, on as many tokens of each domain. Experts are trained as they are by
+default, 3 % of their tokens from other domains (kl). Three seeds of training.
 
 - `tokens per parameter`: T / N, what the experts and their seed see in all; `dense, total` as much.
-- losses: nats per token after prompts of 64 tokens, a mean over domains. `routed`: by the manifest's rule on the prompt.
+- losses: nats per token after prompts of 64 tokens, a mean over domains. `routed`: as the router does it, by the prompt.
   `random`: experts of random clusters of the same sizes, each document answered by its own. `per model`: dense, for the tokens of
   one expert.
 - `routed − …`: paired differences with 95 % intervals, seeds and originals of documents drawn with replacement; below 0 the
   experts win. `domains won`: of twelve, against `dense, total`.
-- `own − total`: the same of the experts of the right domain, on the domains of the ladder of `planner.py` alone; `predicted` by
-  the law that is chosen there. `crossing`, in the second table: at how many tokens per parameter the experts begin to win.
+- `own − total`: the same of the experts of the right domain, on four of the domains alone; `predicted` by the law that
+  `lmsplit plan` chooses on a ladder of runs of the three smallest sizes on these, of less than a third of the compute of the rest.
+  `crossing`, in the second table: at how many tokens per parameter the experts begin to win.
 - cloze: questions of the domains whose most frequent label is legal, scientific or engineering (`SPECIAL`), accuracy by
   lm-evaluation-harness; `first token` and `answer`: median milliseconds for a prompt of 64 tokens and 32 more, router included,
   of the first seed's models, measured last: the machine should do nothing else by then.
@@ -37,8 +38,8 @@ import polars as pl
 from matplotlib.figure import Figure
 from measure import RESULTS, write_results
 from paired import Judged, shown
-from planner import OUTPUT as LADDER
-from planner import ladder_runs
+from planner import EXPERTS, SameDomains, of_experts
+from planner import run as run_ladder
 from shuffled import ShuffledManifest
 from vectors import CORPUS, manifest
 
@@ -65,9 +66,12 @@ from lmsplit.train.text_losses import token_losses
 
 DOMAINS: Final = 12
 VOCABULARY: Final = 1024
-SIZES: Final = (60_000, 120_000, 240_000, 480_000, 960_000)
-BUDGET: Final = 6e12
+SIZES: Final = (50_000, 75_000, 160_000, 250_000, 400_000)
+BUDGET: Final = 3e12
 """FLOPs of a seed and its experts together."""
+LADDER: Final = SameDomains(
+    SIZES[:3], (500_000, 1_000_000, 2_000_000, 4_000_000), (50_000, 100_000, 200_000, 400_000), DOMAINS, EXPERTS
+)
 RANDOM: Final = "random"
 PROMPT: Final = 64
 HELD_OUT: Final = 60
@@ -307,15 +311,19 @@ def main() -> None:
     parser.add_argument("--budget", type=float, default=BUDGET)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", type=int, help="measure this seed and write nothing: several at a time, a thread each")
+    parser.add_argument("--ladder", action="store_true", help="run the ladder and write nothing")
     options = parser.parse_args()
     manifest(options.output, options.corpus, DOMAINS)
+    if options.ladder:
+        run_ladder(options.output, "ladder", LADDER)
+        return
     for seed in range(options.seeds) if options.only is None else [options.only]:
         for size in options.sizes:
             Cell(options.output, size, seed, options.budget).measured()
             sys.stderr.write(f"seed {seed}, {size} parameters: done\n")
     if options.only is not None:
         return
-    special, ladder = special_domains(options.output), ladder_runs(LADDER)
+    special, ladder = special_domains(options.output), of_experts(run_ladder(options.output, "ladder", LADDER))
     law = choose(ladder.points, ladder.loss_R).fit
     rows = []
     for size in options.sizes:
