@@ -12,14 +12,15 @@ default, 3 % of their tokens from other domains (kl). Three seeds of training.
 - `routed − …`: paired differences with 95 % intervals, seeds and originals of documents drawn with replacement; below 0 the
   experts win. `domains won`: of twelve, against `dense, total`.
 - `own − total`: the same of the experts of the right domain, on four of the domains alone; `predicted` by the law that
-  `lmsplit plan` chooses on a ladder of runs of the three smallest sizes on these, of less than a third of the compute of the rest.
+  `lmsplit plan` chooses on a ladder of runs of the three smallest sizes on these, of a sixth of the compute of the rest.
   `crossing`, in the second table: at how many tokens per parameter the experts begin to win.
 - cloze: questions of the domains whose most frequent label is legal, scientific or engineering (`SPECIAL`), accuracy by
   lm-evaluation-harness; `first token` and `answer`: median milliseconds for a prompt of 64 tokens and 32 more, router included,
   of the first seed's models, measured last: the machine should do nothing else by then.
 
-The third table has for each dense model the smallest routed experts that are no less accurate, and how much sooner they answer;
-and the most accurate ones that answer no later, and how much more accurate they are. Runs that are done are kept in `--output`.
+The third table has `routed − total` of each domain, by tokens per parameter. The fourth has for each dense model the smallest
+routed experts that are no less accurate, and how much sooner they answer; and the most accurate ones that answer no later, and how
+much more accurate they are. Runs that are done are kept in `--output`.
 """
 
 import argparse
@@ -44,7 +45,6 @@ from shuffled import ShuffledManifest
 from vectors import CORPUS, manifest
 
 from lmsplit.manifests.configuration import load
-from lmsplit.manifests.layout import domain_index
 from lmsplit.manifests.reader import Manifest
 from lmsplit.train import experts
 from lmsplit.train.answers import Documents
@@ -169,7 +169,7 @@ class Cell:
 def judged(cells: list[pl.DataFrame]) -> Judged:
     """Return what is judged: the same documents in all cells."""
     documents = cells[0]
-    domains = documents["domain"].map_elements(domain_index, pl.Int64).to_numpy()
+    _, domains = np.unique(documents["domain"].to_numpy(), return_inverse=True)
     return Judged(documents["judged_tokens"].to_numpy(), domains, documents["group"].to_numpy())
 
 
@@ -210,12 +210,10 @@ def wins(cells: list[pl.DataFrame]) -> int:
     return int((both["routed"] < both["dense-total"]).sum())
 
 
-def special_domains(output: Path) -> list[str]:
-    """Return the domains whose most frequent label is legal, scientific or engineering."""
-    opened = Manifest.open(output / "manifest")
-    counts = opened.scan().group_by("domain", "label").len().collect()
-    labels = majority_labels(counts["domain"].to_list(), counts["label"].to_list(), counts["len"].to_list())
-    return [domain for domain, label in labels.items() if label in SPECIAL]
+def labels_of(opened: Manifest) -> dict[str, str]:
+    """Return each domain's most frequent label."""
+    counts = opened.scan().group_by("domain", "label").len().collect().sort("domain", "label")
+    return majority_labels(counts["domain"].to_list(), counts["label"].to_list(), counts["len"].to_list())
 
 
 def accuracy(evaluations: list[dict[str, Any]], way: str, domains: list[str]) -> float:
@@ -252,6 +250,18 @@ def row(
         "cloze, routed": accuracy(evaluations, "routed", special),
         "cloze, dense": accuracy(evaluations, "dense-total", special),
     }
+
+
+def by_domain(labels: dict[str, str], rows: list[dict[str, Any]], cells_of: list[list[pl.DataFrame]]) -> list[dict[str, Any]]:
+    """Return for each domain by how much the routed experts' loss is above the dense model's of the same total, at each size."""
+    return [
+        {"domain": domain, "most frequent label": label}
+        | {
+            f"{each['tokens per parameter']:.3g}": shown(difference(cells, "routed", "dense-total", [domain]))
+            for each, cells in zip(rows, cells_of, strict=True)
+        }
+        for domain, label in sorted(labels.items())
+    ]
 
 
 def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -323,12 +333,15 @@ def main() -> None:
             sys.stderr.write(f"seed {seed}, {size} parameters: done\n")
     if options.only is not None:
         return
-    special, ladder = special_domains(options.output), of_experts(run_ladder(options.output, "ladder", LADDER))
+    labels = labels_of(Manifest.open(options.output / "manifest"))
+    special = [domain for domain, label in labels.items() if label in SPECIAL]
+    ladder = of_experts(run_ladder(options.output, "ladder", LADDER))
     law = choose(ladder.points, ladder.loss_R).fit
-    rows = []
+    rows, cells_of = [], []
     for size in options.sizes:
         measured = [Cell(options.output, size, seed, options.budget).measured() for seed in range(options.seeds)]
         rows.append(row(measured, special, law, ladder.domains))
+        cells_of.append([documents for _, documents in measured])
     for size, each in zip(options.sizes, rows, strict=True):
         each |= Cell(options.output, size, 0, options.budget).latencies()
     table = [{key: shown(value) if isinstance(value, tuple) else value for key, value in each.items()} for each in rows]
@@ -337,6 +350,7 @@ def main() -> None:
     differences = [key for key, value in rows[0].items() if isinstance(value, tuple) or key == "predicted"]
     crossings = [{"difference": key, "crossing": crossing(means, key)} for key in differences]
     write_results("split_crossing", "From where on splitting pays", __doc__ or "", crossings)
+    write_results("split_domains", "Splitting by domain", __doc__ or "", by_domain(labels, means, cells_of))
     write_results("split_headline", "Smaller experts instead of a larger model", __doc__ or "", headline(rows))
     draw(rows, RESULTS / "split_or_dense.svg")
 
