@@ -19,8 +19,8 @@ default, 3 % of their tokens from other domains (kl). Three seeds of training.
   of the first seed's models, measured last: the machine should do nothing else by then.
 
 The third table has `routed − total` of each domain, by tokens per parameter. The fourth has for each dense model the smallest
-routed experts that are no less accurate, and how much sooner they answer; and the most accurate ones that answer no later, and how
-much more accurate they are. Runs that are done are kept in `--output`.
+routed experts that are no less accurate, and how much sooner they answer; and the most accurate ones that answer no later, and
+how much more accurate they are. Runs that are done are kept in `--output`.
 """
 
 import argparse
