@@ -8,7 +8,7 @@ with replacement. `labels`: share that goes to a domain whose most frequent labe
 of the squares of the domains' shares, `other text` the share that goes to the domain of the document that stands next in a random
 order. `longer documents`: share of the documents that have more tokens; the others are not cut.
 
-`python benchmarks/routing.py` takes 30 minutes on 2 cores for 100 MB, most of it for MiniLM's vectors.
+`python benchmarks/routing.py` takes 50 minutes on 2 cores for 100 MB, most of it for MiniLM's vectors.
 """
 
 import argparse
@@ -126,17 +126,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--corpus", default=CORPUS)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / ".cache" / "routing")
+    parser.add_argument("--encoders", nargs="*", default=["minilm", "lexical"])
+    parser.add_argument("--domains", nargs="*", type=int, default=list(DOMAINS), choices=DOMAINS)
     options = parser.parse_args()
     tokenizer = Tokenizer.from_file(str(find_model(MINILM).directory / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    rows = []
-    for encoder in ("minilm", "lexical"):
-        for domains in DOMAINS:
-            output = options.output / encoder / f"training-{domains}"
-            found = measure(opened(options.output, options.corpus, encoder, domains), output, tokenizer)
-            rows += [{"encoder": encoder, "domains": domains} | row for row in found]
-            write_results("routing", "Routing by the beginning of a text", __doc__ or "", rows)
+    for encoder, domains in itertools.product(options.encoders, options.domains):
+        output = options.output / encoder / f"training-{domains}"
+        found = measure(opened(options.output, options.corpus, encoder, domains), output, tokenizer)
+        rows = [{"encoder": encoder, "domains": domains} | row for row in found]
+        write_results(f"routing_{encoder}_{domains}", "Routing by the beginning of a text", __doc__ or "", rows)
 
 
 if __name__ == "__main__":
