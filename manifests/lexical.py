@@ -17,7 +17,6 @@ This does *not* fit anything: `lmsplit.partition.lexical` does.
 import re
 import zlib
 from collections.abc import Sequence
-from itertools import pairwise
 from typing import Any, Final
 
 import numpy as np
@@ -30,8 +29,9 @@ LEXICAL: Final = "lexical"
 _WORD = re.compile(rb"[0-9a-z_\x80-\xff]{2,}")
 _VISIBLE = re.compile(rb"\S")
 _PAIR: Final = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio (Knuth, TAOCP 3, 6.4): spreads the first word's bits
-_MIX: Final = np.uint64(0xD6E8FEB86659FD93)  # odd multiplier (assumption: any odd constant with mixed bits would do)
 _BATCH: Final = 256
+_FIRST: Final = np.array([True])
+_MIX: Final = np.uint64(0xD6E8FEB86659FD93)  # odd multiplier (assumption: any odd constant with mixed bits would do)
 
 
 class LexicalFeatures:
@@ -51,23 +51,15 @@ class LexicalFeatures:
         # A text without one word (only punctuation, or single letters) still has a place: its visible bytes.
         return list(map(zlib.crc32, _WORD.findall(data) or _VISIBLE.findall(data)))
 
-    def count(self, texts: Sequence[str]) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.float32]]:
-        """Count the features of texts.
-
-        Returns:
-            Compressed sparse rows: `offsets` (N + 1), `buckets` (ascending inside each row) and `counts` (float32).
-        """
-        words = [self._hashes(text) for text in texts]
-        lengths = np.fromiter(map(len, words), np.int64, len(words))
-        hashes = np.fromiter((value for row in words for value in row), np.uint64, int(lengths.sum()))
-        row = np.repeat(np.arange(len(words), dtype=np.uint64), lengths)
-        neighbours = row[1:] == row[:-1]
-        pairs = ((hashes[:-1] * _PAIR) ^ hashes[1:]) * _MIX >> np.uint64(32)
-        row = np.concatenate([row, row[1:][neighbours]])
-        bucket = np.concatenate([hashes, pairs[neighbours]]) % np.uint64(self.num_buckets)
-        keys, counts = np.unique(row * np.uint64(self.num_buckets) + bucket, return_counts=True)
-        offsets = np.searchsorted(keys, np.arange(len(words) + 1, dtype=np.uint64) * np.uint64(self.num_buckets))
-        return offsets.astype(np.int64), (keys % np.uint64(self.num_buckets)).astype(np.int64), counts.astype(np.float32)
+    def count(self, text: str) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the buckets that a text has, ascending, and how often."""
+        hashes = self._hashes(text)
+        words = np.fromiter(hashes, np.uint64, len(hashes))
+        pairs = ((words[:-1] * _PAIR) ^ words[1:]) * _MIX >> np.uint64(32)
+        buckets = (np.concatenate([words, pairs]) % np.uint64(self.num_buckets)).astype(np.int64)
+        buckets.sort()  # np.unique takes twice as long for a text, and a prompt waits for it
+        starts = np.concatenate([_FIRST, buckets[1:] != buckets[:-1]])[: len(buckets)].nonzero()[0]
+        return buckets[starts], np.concatenate([starts[1:], [len(buckets)]]) - starts
 
 
 class LexicalEncoder:
@@ -90,12 +82,12 @@ class LexicalEncoder:
         """Return unit rows (N, D), float32; a row of zeros where no feature of the text is known."""
         vectors_ND = np.zeros((len(texts), self.projection_BD.shape[1]), np.float32)
         for start in range(0, len(texts), _BATCH):
-            offsets, buckets, counts = self.features.count(texts[start : start + _BATCH])
-            # The logarithm of float32 differs between kinds of CPU; that of float64, rounded, does not.
-            weights = (1.0 + np.log(counts, dtype=np.float64)).astype(np.float32) * self.idf_B[buckets]
-            for index, (begin, end) in enumerate(pairwise(offsets.tolist())):
+            counted = [self.features.count(text) for text in texts[start : start + _BATCH]]  # words and projection share no cache
+            for vector_D, (buckets, counts) in zip(vectors_ND[start:], counted, strict=False):
+                # The logarithm of float32 differs between kinds of CPU; that of float64, rounded, does not.
+                weights = (1.0 + np.log(counts)).astype(np.float32) * self.idf_B.take(buckets)
                 # einsum without BLAS: one order of additions for ever; gemv's depends on length, threads and library.
-                vectors_ND[start + index] = np.einsum("f,fd->d", weights[begin:end], self.projection_BD[buckets[begin:end]])
+                np.einsum("f,fd->d", weights, self.projection_BD.take(buckets, axis=0), out=vector_D)
         return normalised(vectors_ND)
 
 

@@ -40,6 +40,8 @@ __all__ = [
 
 PLACED_BY_CENTROIDS = "centroids"
 UNIT_TOLERANCE = 1e-3
+_FEW = 16
+"""Rows below which the exact way to see whether they are unit vectors is the soonest done: a prompt waits for it."""
 DISTANCE_TOLERANCE = 1e-4
 """Placing again on another type of CPU may round the vectors differently; on the same one distances are equal."""
 
@@ -208,6 +210,8 @@ def lengths(vectors_ND: Floats) -> npt.NDArray[np.float64]:
 
 def is_unit(embeddings_ND: Floats) -> npt.NDArray[np.bool_]:
     """Return (N,) whether each row is finite and has length 1 within 0.001; only such rows can be placed."""
+    if len(embeddings_ND) < _FEW:
+        return np.asarray(np.abs(lengths(embeddings_ND) - 1.0) <= UNIT_TOLERANCE)
     with np.errstate(invalid="ignore", over="ignore"):
         squares_N = np.matmul(embeddings_ND[:, None, :], embeddings_ND[:, :, None])[:, 0, 0]
         # In float32, a length is within D rounding errors of exact; only what is too near the limits is measured in float64.
@@ -221,5 +225,5 @@ def is_unit(embeddings_ND: Floats) -> npt.NDArray[np.bool_]:
 def normalised(vectors_ND: Floats) -> Floats:
     """Return the rows scaled to length 1 in float32; rows of zeros stay zeros."""
     norms_N = lengths(vectors_ND)
-    scale_N = np.divide(1.0, norms_N, out=np.zeros_like(norms_N), where=norms_N > 0)
-    return np.asarray(vectors_ND * scale_N[:, None], dtype=np.float32)
+    norms_N[norms_N == 0] = np.inf
+    return np.asarray(vectors_ND * (1.0 / norms_N)[:, None], dtype=np.float32)

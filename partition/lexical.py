@@ -25,7 +25,6 @@ SINGULAR_POWER: Final = -0.5
 """Directions are divided by the root of their singular value: so a few broad topics do not drown the rest (same table)."""
 MAX_CHARACTERS: Final = 10_000
 """Assumption: a topic shows in the first 10,000 characters; bounds the cost of a book."""
-_BATCH: Final = 256
 MIN_DOCUMENTS: Final = 2
 """A bucket seen in fewer sample documents says nothing of what documents share."""
 
@@ -46,7 +45,9 @@ def fit(texts: Sequence[str], seed: int) -> tuple[LexicalEncoder, dict[str, npt.
     from sklearn.utils.extmath import randomized_svd  # here: scikit-learn's import takes 1 s
 
     features = LexicalFeatures(NUM_BUCKETS, MAX_CHARACTERS)
-    offsets, buckets, counts = _count(features, texts)
+    buckets_N, counts_N = zip(*map(features.count, texts), strict=True)
+    offsets = np.concatenate([[0], np.cumsum([len(each) for each in buckets_N])])
+    buckets, counts = np.concatenate(buckets_N), np.concatenate(counts_N).astype(np.float32)
     documents_B = np.bincount(buckets, minlength=NUM_BUCKETS)
     idf_B = np.log((1 + len(texts)) / (1 + documents_B)) + 1
     idf_B[documents_B < min(MIN_DOCUMENTS, len(texts))] = 0
@@ -67,14 +68,6 @@ def fit(texts: Sequence[str], seed: int) -> tuple[LexicalEncoder, dict[str, npt.
         "projection_BD": projection_BD.astype(np.float16),
     }
     return LexicalEncoder(features, arrays["idf_B"], arrays["projection_BD"]), arrays
-
-
-def _count(features: LexicalFeatures, texts: Sequence[str]) -> tuple[npt.NDArray[Any], ...]:
-    """Count in batches: the words of a whole sample at once would take gigabytes."""
-    batches = [features.count(texts[start : start + _BATCH]) for start in range(0, len(texts), _BATCH)]
-    offsets, buckets, counts = zip(*batches, strict=True)
-    lengths = np.concatenate([np.diff(part) for part in offsets])
-    return np.concatenate([[0], np.cumsum(lengths)]), np.concatenate(buckets), np.concatenate(counts)
 
 
 def _unit_rows(matrix: sparse.csr_matrix) -> sparse.csr_matrix:

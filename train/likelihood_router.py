@@ -74,4 +74,4 @@ class LikelihoodRouter(Router):
         scores_FK = np.full((len(asked), len(self._rule.leaf_nodes_K)), -np.inf)
         for leaf, expert in self._experts.items():
             scores_FK[:, leaf] = -document_losses(expert, self._tokens, [asked], self._max_length).nats_N / 2
-        return self._routes_by_scores(has_tokens_N, scores_FK, RoutedBy.LIKELIHOOD, POSTERIOR)
+        return self._routes(has_tokens_N, scores_FK, RoutedBy.LIKELIHOOD, POSTERIOR)

@@ -35,8 +35,6 @@ def mixture_weights(scores_NK: npt.ArrayLike, temperature: float, num_experts: i
     array([[0.5, 0.5, 0. ]])
     """
     logits_NK = 2 * np.asarray(scores_NK, np.float64) / temperature
-    if num_experts == 1:  # as below, in fewer steps: a prompt waits for it
-        return np.asarray(np.eye(logits_NK.shape[1])[logits_NK.argmax(axis=1)])
     ranks_NK = np.argsort(np.argsort(-logits_NK, axis=1, kind="stable"), axis=1, kind="stable")
     kept_NK = np.where(ranks_NK < num_experts, logits_NK, -np.inf)
     weights_NK = np.exp(kept_NK - kept_NK.max(axis=1, keepdims=True))  # scipy's softmax costs a prompt 0.1 ms

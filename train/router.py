@@ -15,11 +15,12 @@ does not). Cost: one encoding of the texts' prefixes; the first route to an expe
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from functools import cache
+from functools import cache, partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import numpy.typing as npt
 
 from lmsplit.manifests.errors import ConfigurationError, ManifestError
 from lmsplit.manifests.layout import domain_name
-from lmsplit.manifests.placement import Encoder, Floats, PlacementRule, is_unit
+from lmsplit.manifests.placement import Encoder, Floats, PlacementRule, Placements, is_unit
 from lmsplit.manifests.reader import Domain, open_placement
 from lmsplit.manifests.store import local_path
 from lmsplit.train.layout import EVALUATION, EXPERTS, PLACEMENT, SEED, placement_manifest
@@ -127,6 +128,7 @@ class Router:
         self._rule = rule
         self._encoder = encoder
         self._labels = {domain.domain: domain.label for domain in domains}
+        self._names = [domain_name(leaf) for leaf in range(rule.num_domains)]
         self._manifest = placement_manifest(directory)
         self._fault = cache(self._look_for_fault)
         self._settings = settings
@@ -184,88 +186,87 @@ class Router:
     def route_vectors(self, texts: Sequence[str], vectors_ND: Floats) -> list[Route]:
         """Return the route of each text, given what `vectors` returned for it."""
         rule = None if self._fitted is None or self._settings.by_placement else self._fitted.prompt_rule
-        is_prompt_N = np.array([rule is not None and len(text) <= rule.max_characters for text in texts], bool)
-        prompts, others = iter(self._by_prompt_rule(vectors_ND[is_prompt_N])), iter(self._by_placement(vectors_ND[~is_prompt_N]))
-        return [next(prompts if is_prompt else others) for is_prompt in is_prompt_N]
+        is_prompt = [rule is not None and len(text) <= rule.max_characters for text in texts]
+        prompts = iter(self._by_prompt_rule(vectors_ND[is_prompt]) if any(is_prompt) else [])
+        others = iter([] if all(is_prompt) else self._by_placement(vectors_ND[np.logical_not(is_prompt)]))
+        return [next(prompts if each else others) for each in is_prompt]
 
     def _by_prompt_rule(self, vectors_ND: Floats) -> list[Route]:
-        if not len(vectors_ND):
-            return []
         assert self._fitted is not None
         assert self._fitted.prompt_rule is not None
         found_N = is_unit(vectors_ND)
         scores_FK = self._fitted.prompt_rule.scores(vectors_ND[found_N])
-        return self._routes_by_scores(found_N, scores_FK, RoutedBy.PROMPTS, self._fitted.prompt_temperature)
+        return self._routes(found_N, scores_FK, RoutedBy.PROMPTS, self._fitted.prompt_temperature)
 
     def _by_placement(self, vectors_ND: Floats) -> list[Route]:
-        if not len(vectors_ND):
-            return []
         found_N = is_unit(vectors_ND)
         placed = self._rule.place_units(vectors_ND[found_N])
         scores_FK = scores(self._rule, vectors_ND[found_N])
         temperature = TEMPERATURE if self._fitted is None else self._fitted.placement_temperature
-        return self._routes(found_N, placed.domain, placed.margin, scores_FK, RoutedBy.PLACEMENT, temperature)
-
-    def _routes_by_scores(
-        self, found_N: npt.NDArray[np.bool_], scores_FK: npt.NDArray[np.float64], by: RoutedBy, temperature: float
-    ) -> list[Route]:
-        """Return the routes of texts to where their score is highest; twice a score is in nats."""
-        best_F = scores_FK.argmax(axis=1)
-        behind_FK = 2 * (scores_FK.max(axis=1, keepdims=True) - scores_FK)
-        behind_FK[np.arange(len(best_F)), best_F] = np.inf
-        nearest_F = behind_FK.min(axis=1, initial=np.inf)
-        margin_F = np.where(np.isfinite(nearest_F), nearest_F, np.nan)
-        return self._routes(found_N, best_F, margin_F, scores_FK, by, temperature)
+        return self._routes(found_N, scores_FK, RoutedBy.PLACEMENT, temperature, placed)
 
     def _routes(
         self,
         found_N: npt.NDArray[np.bool_],
-        domain_F: npt.NDArray[np.int64],
-        margin_F: npt.NDArray[np.floating[Any]],
         scores_FK: npt.NDArray[np.float64],
         by: RoutedBy,
         temperature: float,
+        placed: Placements | None = None,
     ) -> list[Route]:
-        """Return the routes of texts, of which something was found in F; the settings' temperature goes first."""
+        """Return the routes of texts, of which something was found in F: the settings' temperature goes first.
+
+        They go where they are placed, with its margin; without that to where their score is highest, twice which is in nats.
+        """
         temperature = self._settings.temperature or temperature
-        weights_FK = mixture_weights(scores_FK, temperature, self._settings.num_experts)
-        routes = iter(
-            self._route(int(domain), float(margin), scores_K, weights_K, by, temperature)
-            for domain, margin, scores_K, weights_K in zip(domain_F, margin_F, scores_FK, weights_FK, strict=True)
-        )
-        return [next(routes) if found else self._nowhere(by, temperature) for found in found_N]
+        weights_F = repeat(None) if self._settings.num_experts == 1 else self._weights(scores_FK, temperature)
+        placed_F = repeat(None) if placed is None else zip(placed.domain.tolist(), placed.margin.tolist(), strict=True)
+        routes = map(partial(self._route, by, temperature), scores_FK.tolist(), weights_F, placed_F)
+        return [next(routes) if found else self._nowhere(by, temperature) for found in found_N.tolist()]
+
+    def _weights(self, scores_FK: npt.NDArray[np.float64], temperature: float) -> Iterator[dict[str, float]]:
+        """Yield the weights of the experts that answer each text together."""
+        for weights_K in mixture_weights(scores_FK, temperature, self._settings.num_experts).tolist():
+            yield {f"{EXPERTS}/{name}": weight for name, weight in zip(self._names, weights_K, strict=True) if weight}
 
     def _nowhere(self, by: RoutedBy, temperature: float) -> Route:
         seed, reason = self._fall_back("nothing is found in the text that says where it belongs")
         return Route(None, None, None, None, seed, True, reason, by.value, temperature, {}, {seed: 1.0} if seed else {})
 
-    def _route(self, domain: int, margin: float, scores_K: Floats, weights_K: Floats, by: RoutedBy, temperature: float) -> Route:
-        name = domain_name(domain)
-        own = f"{EXPERTS}/{name}"
-        reason = self._fault(own)
-        least = self._settings.min_margin
-        if margin < least:  # never where there is no runner-up: the margin is NaN
-            reason = f"the margin of {margin:.4f} is below {least:g}"
-        expert: str | None = own
-        answering = {f"{EXPERTS}/{domain_name(leaf)}": weight for leaf, weight in enumerate(weights_K.tolist()) if weight}
+    def _route(
+        self,
+        by: RoutedBy,
+        temperature: float,
+        scores_K: list[float],
+        answering: dict[str, float] | None,
+        placed: tuple[int, float] | None,
+    ) -> Route:
+        scores = {name: score for name, score in zip(self._names, scores_K, strict=True) if math.isfinite(score)}
+        domain = max(scores, key=scores.__getitem__) if placed is None else self._names[placed[0]]
+        runner_up = max((name for name in scores if name != domain), key=scores.__getitem__, default=None)
+        margin = None
+        if runner_up is not None:
+            margin = 2 * (scores[domain] - scores[runner_up]) if placed is None else placed[1]
+        expert: str | None = f"{EXPERTS}/{domain}"
+        answering = {f"{EXPERTS}/{domain}": 1.0} if answering is None else answering
+        reason = self._fault(f"{EXPERTS}/{domain}")
+        if margin is not None and margin < self._settings.min_margin:
+            reason = f"the margin of {margin:.4f} is below {self._settings.min_margin:g}"
         if reason is not None:
             expert, reason = self._fall_back(reason)
             answering = {expert: 1.0} if expert else {}
         elif faults := [fault for fault in map(self._fault, answering) if fault]:
             answering, reason = self._without_missing(answering, faults)
-        scores = {leaf: score for leaf, score in enumerate(scores_K.tolist()) if math.isfinite(score)}
-        runner_up = max((leaf for leaf in scores if leaf != domain), key=scores.__getitem__, default=None)
         return Route(
-            domain=name,
-            label=self._labels.get(name),  # a hand-over has some of the rule's domains only
-            margin=None if math.isnan(margin) else margin,
-            runner_up=None if runner_up is None else domain_name(runner_up),
+            domain=domain,
+            label=self._labels.get(domain),  # a hand-over has some of the rule's domains only
+            margin=margin,
+            runner_up=runner_up,
             expert=expert,
             fallback=reason is not None,
             reason=reason,
             routed_by=by.value,
             temperature=temperature,
-            scores={domain_name(leaf): score for leaf, score in scores.items()},
+            scores=scores,
             weights=answering,
         )
 

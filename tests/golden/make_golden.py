@@ -134,7 +134,7 @@ class Golden:
 
     def _rule(self, texts: list[str]) -> tuple[PlacementRule, LexicalEncoder]:
         features = LexicalFeatures(NUM_BUCKETS, 2_000)
-        _, buckets, _ = features.count(texts)
+        buckets = np.concatenate([features.count(text)[0] for text in texts])
         idf_B = (np.log((1 + len(texts)) / (1 + np.bincount(buckets, minlength=NUM_BUCKETS))) + 1).astype(np.float32)
         projection_BD = np.random.default_rng(0).standard_normal((NUM_BUCKETS, DIMENSIONS)).astype(np.float16)
         encoder = LexicalEncoder(features, idf_B, projection_BD)

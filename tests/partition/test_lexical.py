@@ -14,10 +14,10 @@ TEXTS = [row["text"] for row in topical(40)]
 
 def test_vectors_agree_with_a_dense_svd_of_the_tf_idf_matrix() -> None:
     encoder, arrays = fit(TEXTS, seed=0)
-    offsets, buckets, counts = encoder.features.count(TEXTS)
     counts_NB = np.zeros((len(TEXTS), NUM_BUCKETS))
-    for row in range(len(TEXTS)):
-        counts_NB[row, buckets[offsets[row] : offsets[row + 1]]] = counts[offsets[row] : offsets[row + 1]]
+    for text, counts_B in zip(TEXTS, counts_NB, strict=True):
+        buckets, counts = encoder.features.count(text)
+        counts_B[buckets] = counts
     documents_B = (counts_NB > 0).sum(axis=0)
     idf_B = np.where(documents_B >= 2, np.log((1 + len(TEXTS)) / (1 + documents_B)) + 1, 0)
     weights_NB = np.where(counts_NB > 0, 1 + np.log(np.maximum(counts_NB, 1)), 0) * idf_B
