@@ -1,19 +1,22 @@
 """What routing costs beside the model that answers: time to the first token and for each one after it, joules.
 
 Models of each preset with fresh weights, which are as fast as trained ones; prompts are the first `--prompt` tokens of held-out
-documents of the corpora, answers are 32 tokens, greedy. The router is the manifest's own, by encoder: `none` is one model
-alone. `router`: its median share of the time to the first token; `first token` and `token`: milliseconds; joules are the
-machine's per answer, by codecarbon, an estimate from rated power where the column says so. Clients ask at the same time and share
-the threads. One model is held in memory, so what several experts cost the caches is not in it.
+documents of the corpora, answers are 32 tokens, greedy. The router is that of twelve domains, by encoder, with the rule for
+prompts that `lmsplit evaluate` fits: `none` is one model alone. `router`: milliseconds, `router's share`: median share of the time
+to the first token; `first token`, `token` and `answer`: milliseconds; joules are the machine's per answer, by codecarbon, an
+estimate from rated power where the column says so. Clients ask at the same time and share the threads. One model is held in
+memory, so what several experts cost the caches is not in it.
 """
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import polars as pl
 import torch
 from measure import write_results
+from routing import routers as fitted
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vectors import CORPUS, manifest
 
@@ -29,16 +32,12 @@ VOCABULARY: Final = 4096
 """Of the tokenizer; each preset has its own number of embeddings all the same."""
 
 
-def routers(output: Path, corpus: str) -> dict[str, Router]:
+def routers(output: Path, corpus: str, encoders: Sequence[str]) -> dict[str, Router]:
     """Return a router of each encoder; the experts that it names are not there, which costs it nothing."""
     found = {}
-    for encoder in ("lexical", "minilm"):
-        opened = manifest(output / encoder, corpus, DOMAINS, encoder, keep_embeddings=True)
-        directory = output / encoder / "router"
-        if not (directory / "placement").exists():
-            (directory / "placement").mkdir(parents=True)
-            opened.copy_placement(directory / "placement")
-        found[encoder] = Router.open(directory)
+    for encoder in encoders:
+        manifest(output / encoder, corpus, DOMAINS, encoder, keep_embeddings=True)
+        found[encoder] = fitted(f"{output / encoder / 'manifest'}@0", output / encoder / f"training-{DOMAINS}")["prompts"]
     return found
 
 
@@ -66,16 +65,17 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["1m", "5m", "30m", "125m"])
     parser.add_argument("--clients", nargs="*", type=int, default=[1, 4])
     parser.add_argument("--prompt", type=int, default=64)
+    parser.add_argument("--routers", nargs="*", default=["lexical", "minilm"])
     parser.add_argument("--requests", type=int, default=60)
     options = parser.parse_args()
-    found = routers(options.output, options.corpus)
-    opened = Manifest.open(options.output / "lexical" / "manifest@0")
+    found = routers(options.output, options.corpus, options.routers)
+    opened = Manifest.open(options.output / options.routers[0] / "manifest@0")
     texts = opened.scan().filter(pl.col("split") == "train").select("text").head(4000).collect()["text"].to_list()
     encoder = DocumentEncoder(train_tokenizer([texts], VOCABULARY))
     prompts = prompts_of(opened, encoder, options.prompt, options.requests)
     ids = {prompt: [encoder.begin_id, *tokens] for prompt, tokens in zip(prompts, encoder.encode(prompts), strict=True)}
-    rows: list[dict[str, Any]] = []
     for name in options.models:
+        rows: list[dict[str, Any]] = []
         model = model_of(name)
         ways = {"none": lambda _prompt: None} | {
             kind: (lambda prompt, router=router: router.route([prompt])) for kind, router in found.items()
@@ -97,7 +97,7 @@ def main() -> None:
                 facts = {"model": name, "clients": clients, "router": kind, "router, p50": 1e3 * measured["route_p50_s"]}
                 ends = {"joules": measured["joules_per_answer"], "estimate": measured["energy_is_an_estimate"]}
                 rows.append(facts | {"router's share": measured["route_share"]} | times | ends)
-        write_results("latency", "What routing costs beside the answer", __doc__ or "", rows)
+        write_results(f"latency_{name}_{options.prompt}", "What routing costs beside the answer", __doc__ or "", rows)
 
 
 if __name__ == "__main__":
