@@ -2,10 +2,10 @@
 
 Models of each preset with fresh weights, which are as fast as trained ones; prompts are the first `--prompt` tokens of held-out
 documents of the corpora, answers are 32 tokens, greedy. The router is that of twelve domains, by encoder, with the rule for
-prompts that `lmsplit evaluate` fits: `none` is one model alone. `router`: milliseconds, `router's share`: median share of the time
-to the first token; `first token`, `token` and `answer`: milliseconds; joules are the machine's per answer, by codecarbon, an
-estimate from rated power where the column says so. Clients ask at the same time and share the threads. One model is held in
-memory, so what several experts cost the caches is not in it.
+prompts that `lmsplit evaluate` fits: `none` is one model alone. `router's share`: of the time to the first token, the median;
+`router`, `first token`, `token` and `answer`: milliseconds; joules are the machine's per answer, by codecarbon, an estimate from
+rated power where the column says so. Clients ask at the same time and share the threads. One model is held in memory, so what
+several experts cost the caches is not in it.
 """
 
 import argparse
