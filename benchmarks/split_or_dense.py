@@ -75,6 +75,8 @@ LADDER: Final = SameDomains(
 RANDOM: Final = "random"
 PROMPT: Final = 64
 HELD_OUT: Final = 60
+_WHILE_TRAINING: Final = 1
+"""Held-out documents of a domain whose loss a run measures before and after: all are measured at the end, of all runs."""
 SPECIAL: Final = ("legal-contracts", "cs-research", "mathematics", "medicine", "software-docs")
 """Labels of legal, scientific and engineering text."""
 
@@ -92,8 +94,8 @@ class Cell:
         tokens = budget / 6 / self.preset.num_parameters
         self.pretraining, self.specialization = round(tokens / 2), round(tokens / 2 / DOMAINS)
 
-    def campaign(self, name: str) -> Campaign:
-        """Open the experts' training, or that on random clusters."""
+    def campaign(self, name: str, held_out: int = HELD_OUT) -> Campaign:
+        """Open the experts' training, or that on random clusters, with so many held-out documents of a domain."""
         keys = self.preset.keys(self.preset.model_config(VOCABULARY))
         expert: dict[str, Any] = {"tokens": self.specialization}
         if name == RANDOM:
@@ -105,7 +107,7 @@ class Cell:
             "seed_model": keys["seed_model"] | {"tokens": self.pretraining},
             "expert": keys["expert"] | expert,
             "evaluation": {
-                "documents": HELD_OUT,
+                "documents": held_out,
                 "prompt_tokens": PROMPT,
                 "prefix_tokens": [PROMPT],
                 "cloze": {"context_tokens": PROMPT, "continuation_tokens": 32},
@@ -121,10 +123,11 @@ class Cell:
 
     def measured(self) -> tuple[dict[str, Any], pl.DataFrame]:
         """Return the evaluation, and each document's nats by way; train and judge what is missing."""
-        campaign = self.campaign("experts")
-        record, _ = experts.train_all(campaign)
+        training = self.campaign("experts", _WHILE_TRAINING)
+        record, _ = experts.train_all(training)
         for matched in Matched:
-            experts.train_dense(campaign, matched, record)
+            experts.train_dense(training, matched, record)
+        campaign = self.campaign("experts")
         directory = campaign.output / "evaluation"
         if not (directory / "evaluation.json").exists():
             evaluate(campaign)
@@ -148,7 +151,7 @@ class Cell:
 
     def _random(self, campaign: Campaign, seed: RunRecord) -> npt.NDArray[np.float64]:
         """Return each document's nats at the expert of its random cluster, continued from the same seed."""
-        other = self.campaign(RANDOM)
+        other = self.campaign(RANDOM, _WHILE_TRAINING)
         shuffled = Campaign(other.configuration, ShuffledManifest.of(other.manifest), other.encoder)
         link = shuffled.output / "seed"
         if not link.exists():
