@@ -66,7 +66,7 @@ from lmsplit.train.text_losses import token_losses
 
 DOMAINS: Final = 12
 VOCABULARY: Final = 1024
-SIZES: Final = (50_000, 75_000, 160_000, 400_000, 700_000)
+SIZES: Final = (50_000, 75_000, 160_000, 400_000)
 BUDGET: Final = 3e12
 """FLOPs of a seed and its experts together."""
 LADDER: Final = SameDomains(
