@@ -12,7 +12,7 @@ default, 3 % of their tokens from other domains (kl). Three seeds of training.
 - `routed − …`: paired differences with 95 % intervals, seeds and originals of documents drawn with replacement; below 0 the
   experts win. `domains won`: of twelve, against `dense, total`.
 - `own − total`: the same of the experts of the right domain, on four of the domains alone; `predicted` by the law that
-  `lmsplit plan` chooses on a ladder of runs of the three smallest sizes on these, of a sixth of the compute of the rest.
+  `lmsplit plan` chooses on a ladder of runs of the three smallest sizes on these, of 28 % of the compute of the rest.
   `crossing`, in the second table: at how many tokens per parameter the experts begin to win.
 - cloze: questions of the domains whose most frequent label is legal, scientific or engineering (`SPECIAL`), accuracy by
   lm-evaluation-harness; `first token` and `answer`: median milliseconds for a prompt of 64 tokens and 32 more, router included,
