@@ -37,9 +37,8 @@ from lmsplit.train.config import Training
 from lmsplit.train.routed import routed
 from lmsplit.train.router import Router, Routing
 from lmsplit.train.routing_accuracy import accuracy, majority_labels
-from lmsplit.train.routing_fit import fit_routing
+from lmsplit.train.routing_fit import LENGTHS, fit_routing
 
-LENGTHS: Final = (8, 16, 32, 64, 128, 256)
 DOMAINS: Final = (12, 24)
 VOCABULARY: Final = 4096
 
@@ -70,7 +69,7 @@ def routers(manifest_path: str, output: Path) -> dict[str, Router]:
     path.write_text(json.dumps(values | {"tokenizer": {"vocabulary_size": VOCABULARY}}))
     campaign = Campaign.open(load(Training, str(path), ()))
     placement = Router.open(campaign.output, settings=Routing(by_placement=True))
-    fitted = fit_routing(campaign, placement, LENGTHS)
+    fitted = fit_routing(campaign, placement)
     assert fitted.prompt_rule is not None
     return {"placement": placement, "prompts": placement.fitted_with(fitted)}
 
@@ -86,7 +85,7 @@ def cut(text: str, ends: list[tuple[int, int]], length: int, start: float) -> st
 def measure(opened: Manifest, output: Path, tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """Return a row for each length, place and rule."""
     rows = opened.scan().select("doc_id", "domain", "label", "split")
-    counts = rows.group_by("domain", "label").len().collect()
+    counts = rows.filter(pl.col("split") == "train").group_by("domain", "label").len().collect()
     majority = majority_labels(counts["domain"].to_list(), counts["label"].to_list(), counts["len"].to_list())
     held_out = opened.scan().filter(pl.col("split") == "heldout").select("text", "domain", "label", "group").collect()
     names = [each.domain for each in opened.domains]

@@ -21,6 +21,8 @@ Integers = npt.NDArray[np.int64]
 
 DRAWS: Final = 1000
 """Of the bootstrap."""
+_DRAWS_AT_ONCE: Final = 50
+"""Each holds a number for every group."""
 INTERVAL: Final = 0.95
 _BLOCK: Final = 1 << 14
 """Tokens that are mixed at a time."""
@@ -170,9 +172,11 @@ def compare(
         _, group_M = np.unique(groups_N[members], return_inverse=True)
         nats_WG = np.stack([np.bincount(group_M, nats_M) for nats_M in nats_WN[:, members]])
         units_G = np.bincount(group_M, units_all_N[members])
-        counts_BG = generator.multinomial(len(units_G), np.full(len(units_G), 1 / len(units_G)), size=draws)
         loss_WJ[:, domain] = nats_WG.sum(axis=1) / units_G.sum()
-        drawn_BWJ[:, :, domain] = (counts_BG @ nats_WG.T) / (counts_BG @ units_G)[:, None]
+        for start in range(0, draws, _DRAWS_AT_ONCE):
+            block = slice(start, min(start + _DRAWS_AT_ONCE, draws))
+            counts_BG = generator.multinomial(len(units_G), np.full(len(units_G), 1 / len(units_G)), size=block.stop - start)
+            drawn_BWJ[block, :, domain] = (counts_BG @ nats_WG.T) / (counts_BG @ units_G)[:, None]
     return Comparison(tuple(ways), np.nanmean(loss_WJ, axis=1), loss_WJ, np.nanmean(drawn_BWJ, axis=2))
 
 

@@ -80,7 +80,8 @@ def evaluate(
         What `<output>/evaluation/evaluation.json` holds.
 
     Raises:
-        ConfigurationError: an expert is missing or was trained with another configuration, a column or a library is missing.
+        ConfigurationError: an expert is missing or was trained with another configuration, a library is missing, or the column of
+            labels is missing or empty.
         ConflictError: another process is judging the same training.
         LmsplitError: nothing is held out that is longer than a prompt.
     """
@@ -96,7 +97,7 @@ def _evaluate(campaign: Campaign, encoder: str | None, trust_remote_code: bool, 
     table = measure(campaign, models, lambda done, total: progress("losses", done, total))
     settings = campaign.configuration.evaluation
     lengths = sorted({settings.prompt_tokens, *settings.prefix_tokens})
-    fitted = fit_routing(campaign, placement, lengths, lambda done, total: progress("prompts", done, total))
+    fitted = fit_routing(campaign, placement, progress=lambda done, total: progress("prompts", done, total))
     router = placement.fitted_with(fitted)
     by = RoutedBy.PLACEMENT if fitted.prompt_rule is None else RoutedBy.PROMPTS
     routers = {RoutedBy.PLACEMENT: placement, by: router}
@@ -206,7 +207,10 @@ def answers(campaign: Campaign, table: LossTable, routes: Mapping[RoutedBy, Rout
 def routing(
     campaign: Campaign, table: LossTable, routes: Mapping[int, Mapping[RoutedBy, Routed]], by: RoutedBy
 ) -> list[dict[str, Any]]:
-    """Return how often prompts are routed to where their documents belong, by length; to their labels, by the router's rule."""
+    """Return how often prompts are routed to where their documents belong, by length; to their labels, by the router's rule.
+
+    Without labels where none of the measured documents has one.
+    """
     labels = _labels(campaign, table)
     shares = np.bincount(table.domain_N, minlength=table.num_experts) / len(table.domain_N)
     groups_N = np.array(table.groups)
@@ -217,9 +221,8 @@ def routing(
         likeliest_N = by_likelihood(table.of_experts(), table.tokens_N, length)
         row["likelihood"] = accuracy(likeliest_N, table.domain_N, groups_N)
         row["chance"] = float(shares @ shares)
-        if labels is not None:
+        if labels is not None and (has_N := labels[0] != "").any():
             wanted_N, majority_K = labels
-            has_N = wanted_N != ""
             routed_to_N = np.where(found[by].domain_N < 0, "", majority_K[found[by].domain_N])
             row["labels"] = accuracy(routed_to_N[has_N], wanted_N[has_N], groups_N[has_N])
             row["labels"]["chance"] = float(shares @ [(wanted_N[has_N] == label).mean() for label in majority_K])
@@ -299,8 +302,9 @@ def _labels(campaign: Campaign, table: LossTable) -> tuple[npt.NDArray[np.str_],
     column = campaign.configuration.evaluation.labels
     if column is None:
         return None
-    rows = campaign.manifest.scan().select("doc_id", "domain", pl.col(column).cast(pl.String).fill_null("").alias("label"))
-    counts = rows.filter(pl.col("label") != "").group_by("domain", "label").len().collect()
+    label = pl.col(column).cast(pl.String).fill_null("").alias("label")
+    rows = campaign.manifest.scan().select("doc_id", "domain", "split", label)
+    counts = rows.filter(pl.col("split") == "train", pl.col("label") != "").group_by("domain", "label").len().collect()
     majority = majority_labels(counts["domain"].to_list(), counts["label"].to_list(), counts["len"].to_list())
     wanted = pl.LazyFrame({"doc_id": table.doc_ids}).join(rows, on="doc_id", how="left", maintain_order="left").collect()
     majority_K = np.array([majority.get(name, "") for name in table.domains], dtype=str)
@@ -316,8 +320,13 @@ def _check(campaign: Campaign) -> None:
         with measured_energy(settings.latency.energy):
             pass
     column, names = campaign.configuration.evaluation.labels, campaign.manifest.schema.names
-    if column is not None and column not in names:
+    if column is None:
+        return
+    if column not in names:
         raise ConfigurationError(f"evaluation.labels: the manifest has no column {column!r}, it has {', '.join(names)}")
+    held_out = campaign.manifest.scan().filter(pl.col("split") == "heldout")
+    if not held_out.filter(pl.col(column).is_not_null()).head(1).collect().height:
+        raise ConfigurationError(f"evaluation.labels: no held-out document has a {column}: name another column, or none")
 
 
 def _elsewhere(domain_N: Integers, routed_N: Integers, chosen_K: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64] | None:

@@ -24,10 +24,12 @@ from transformers import (
 from lmsplit.manifests.reader import Manifest
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import Evaluation as Settings
+from lmsplit.train.config import Where
 from lmsplit.train.directory import write_whole
 from lmsplit.train.loss import HeldOutLoss
 from lmsplit.train.models import copy_model
 from lmsplit.train.record import Evaluation, Loss
+from lmsplit.train.selection import selected_batches
 from lmsplit.train.text_losses import evaluate_texts
 from lmsplit.train.tokenizer import DocumentEncoder
 
@@ -83,7 +85,9 @@ class HeldOut:
         yield from evenly_chosen(self._manifest, domain, "heldout", self.num_documents()[domain], columns)
 
 
-def evenly_chosen(manifest: Manifest, domain: str, split: str, wanted: int, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+def evenly_chosen(
+    manifest: Manifest, domain: str, split: str, wanted: int, columns: Sequence[str], where: Where | None = None
+) -> Iterator[pa.RecordBatch]:
     """Yield documents of a domain that are evenly chosen: the same ones every time.
 
     Args:
@@ -92,12 +96,15 @@ def evenly_chosen(manifest: Manifest, domain: str, split: str, wanted: int, colu
         split: of which split.
         wanted: how many; all of them where there are fewer.
         columns: of each.
+        where: of which documents (see `selection`); of all when None.
     """
     total = manifest.domain(domain).splits[split]
+    if where:
+        total = sum(batch.num_rows for batch in selected_batches(manifest, domain, split, where, ["doc_id"]))
     wanted = min(wanted, total)
     chosen = set((np.arange(wanted) * total // max(1, wanted)).tolist())
     position = 0
-    for batch in manifest.documents(domain=domain, split=split, columns=columns):
+    for batch in selected_batches(manifest, domain, split, where or {}, columns):
         places = [index for index in range(batch.num_rows) if position + index in chosen]
         position += batch.num_rows
         yield batch.take(pa.array(places, pa.int64()))

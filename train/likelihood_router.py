@@ -20,7 +20,7 @@ from lmsplit.manifests.store import local_path
 from lmsplit.train.layout import EXPERTS, PLACEMENT, placement_manifest
 from lmsplit.train.models import load_model
 from lmsplit.train.prompt_rule import POSTERIOR
-from lmsplit.train.router import Route, RoutedBy, Router, Routing
+from lmsplit.train.router import Route, RoutedBy, Router, Routing, well_formed
 from lmsplit.train.text_losses import document_losses
 from lmsplit.train.tokenizer import DocumentEncoder, open_tokenizer
 
@@ -68,7 +68,7 @@ class LikelihoodRouter(Router):
 
     def route(self, texts: Sequence[str]) -> list[Route]:
         """Return the route of each text; one without a token goes to the seed."""
-        prompts = self._tokens.beginnings(texts, self._prompt_tokens)
+        prompts = self._tokens.beginnings([well_formed(text) for text in texts], self._prompt_tokens)
         has_tokens_N = np.array([bool(ids) for ids in self._tokens.encode(prompts)], bool)
         asked = [prompt for prompt, has_tokens in zip(prompts, has_tokens_N, strict=True) if has_tokens]
         scores_FK = np.full((len(asked), len(self._rule.leaf_nodes_K)), -np.inf)

@@ -57,6 +57,8 @@ class PromptRule:
 class FittedRouting:
     """What an evaluation fits on training documents for the router."""
 
+    manifest: str
+    """Digest of the manifest that it was fitted to."""
     placement_temperature: float
     """T of mixtures where the manifest's own rule routes, fitted on prompts that it is left with."""
     prompt_rule: PromptRule | None
@@ -76,18 +78,19 @@ class FittedRouting:
         rule = self.prompt_rule or _NO_RULE
         temperatures = np.array([self.placement_temperature, self.prompt_temperature])
         with whole_file(directory / FITTED) as partial, partial.open("wb") as file:
-            np.savez(file, temperatures=temperatures, **vars(rule))
+            np.savez(file, manifest=np.array(self.manifest), temperatures=temperatures, **vars(rule))
 
     @classmethod
-    def read(cls, directory: Path, shape: tuple[int, int]) -> "FittedRouting | None":
+    def read(cls, directory: Path, manifest: str, shape: tuple[int, int]) -> "FittedRouting | None":
         """Return what `write` wrote, None where there is nothing.
 
         Args:
             directory: of the evaluation.
+            manifest: digest of the router's.
             shape: K and D of the manifest's rule.
 
         Raises:
-            ManifestError: it cannot be read, or is of another shape.
+            ManifestError: it cannot be read, or was fitted to another manifest.
         """
         path = directory / FITTED
         if not path.exists():
@@ -95,15 +98,17 @@ class FittedRouting:
         try:
             with path.open("rb") as stored, np.load(stored, allow_pickle=False) as file:  # each array has a checksum
                 arrays = dict(file)
-            temperatures = arrays.pop("temperatures")
+            fitted_to, temperatures = str(arrays.pop("manifest")), arrays.pop("temperatures")
             rule = PromptRule(**arrays | {"max_characters": int(arrays["max_characters"])})
         except (OSError, ValueError, KeyError, TypeError, EOFError, RuntimeError, BadZipFile) as error:
             raise ManifestError(f"{path} cannot be read ({error!r}): run lmsplit evaluate again") from error
+        if fitted_to != manifest:
+            raise ManifestError(f"{path} was fitted to another manifest ({fitted_to}): run lmsplit evaluate again")
         known = rule.weights_KD.shape in (shape, (0, 0)) and rule.offsets_K.shape == rule.weights_KD.shape[:1]
         sound = np.isfinite(rule.weights_KD).all() and (rule.offsets_K < np.inf).all() and (temperatures > 0).all()
         if not known or not sound or temperatures.shape != (2,) or not np.isfinite(temperatures).all():
-            raise ManifestError(f"{path} is not of this manifest, or damaged: run lmsplit evaluate again")
-        return cls(float(temperatures[0]), rule if len(rule.offsets_K) else None, float(temperatures[1]))
+            raise ManifestError(f"{path} is damaged: run lmsplit evaluate again")
+        return cls(manifest, float(temperatures[0]), rule if len(rule.offsets_K) else None, float(temperatures[1]))
 
 
 _NO_RULE: Final = PromptRule(np.zeros((0, 0), np.float32), np.zeros(0), 0)

@@ -10,8 +10,8 @@ A text whose margin is below a threshold goes to the seed. Several experts may a
 done for one; its distances differ from the manifest's by at most the tolerance that its description states.
 
 It names models and does not run them, so it needs torch only where the manifest's encoder does (`lexical`
-does not). Cost: one encoding of the texts' prefixes; the first route to an expert digests its weights
-(about 1 GB/s).
+does not). Cost: one encoding of the texts' prefixes; the first route to an expert, and the first after its directory has
+changed, digests its weights (about 1 GB/s).
 """
 
 import math
@@ -19,7 +19,7 @@ from collections.abc import Iterator, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
 from enum import StrEnum
-from functools import cache, partial
+from functools import partial
 from itertools import repeat
 from pathlib import Path
 from typing import Any
@@ -130,7 +130,7 @@ class Router:
         self._labels = {domain.domain: domain.label for domain in domains}
         self._names = [domain_name(leaf) for leaf in range(rule.num_domains)]
         self._manifest = placement_manifest(directory)
-        self._fault = cache(self._look_for_fault)
+        self._faults: dict[str, tuple[int, str | None]] = {}
         self._settings = settings
         self._fitted = fitted
 
@@ -156,11 +156,11 @@ class Router:
             ConfigurationError: the encoder's model or library is not to be had here.
         """
         path = local_path(str(directory))
-        placement_manifest(path)
+        manifest = placement_manifest(path)
         rule, encoder, domains = open_placement(path / PLACEMENT, model, trust_remote_code=trust_remote_code)
         if settings.by_placement and (settings.temperature is not None or settings.num_experts == 1):
             return cls(path, rule, encoder, domains, settings)  # needs nothing that was fitted
-        fitted = FittedRouting.read(path / EVALUATION, (rule.num_domains, rule.centroids_MD.shape[1]))
+        fitted = FittedRouting.read(path / EVALUATION, manifest, (rule.num_domains, rule.centroids_MD.shape[1]))
         return cls(path, rule, encoder, domains, settings, fitted)
 
     @property
@@ -181,7 +181,7 @@ class Router:
     def vectors(self, texts: Sequence[str]) -> Floats:
         """Return (N, D) the unit vectors of texts, rows of zeros where the encoder finds nothing."""
         assert self._encoder is not None, "another way to route needs none"
-        return self._encoder.encode(texts)
+        return self._encoder.encode([well_formed(text) for text in texts])
 
     def route_vectors(self, texts: Sequence[str], vectors_ND: Floats) -> list[Route]:
         """Return the route of each text, given what `vectors` returned for it."""
@@ -284,11 +284,18 @@ class Router:
         seed_fault = self._fault(SEED)
         return (SEED, reason) if seed_fault is None else (None, f"{reason}; {seed_fault}")
 
-    def _look_for_fault(self, name: str) -> str | None:
-        """Return what is wrong with a model, or None; looked for once."""
+    def _fault(self, name: str) -> str | None:
+        """Return what is wrong with a model, or None; looked for when its directory has changed."""
         directory = self._directory / name
-        if not directory.is_dir():
+        try:
+            changed = directory.stat().st_mtime_ns
+        except OSError:
             return f"{name} is missing"
+        if name not in self._faults or self._faults[name][0] != changed:
+            self._faults[name] = (changed, self._look_for_fault(name, directory))
+        return self._faults[name][1]
+
+    def _look_for_fault(self, name: str, directory: Path) -> str | None:
         try:
             record = read_record(directory)
         except ManifestError:
@@ -298,6 +305,15 @@ class Router:
         if (found := weights_sha256(directory)) != record.weights_sha256:
             return f"{name} has weights with digest {found}, its record says {record.weights_sha256}"
         return None
+
+
+def well_formed(text: str) -> str:
+    r"""Return a text as UTF-8 can have it: a question mark for half a surrogate pair, such as what is left of a cut emoji.
+
+    >>> well_formed("cut \ud83d"), well_formed("whole 🙂")
+    ('cut ?', 'whole 🙂')
+    """
+    return text.encode(errors="replace").decode()
 
 
 def scores(rule: PlacementRule, vectors_ND: Floats) -> npt.NDArray[np.float64]:

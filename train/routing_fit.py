@@ -8,10 +8,10 @@ knows what will be asked. A closed form, by scikit-learn.
 
 Cross-validation by group says up to which length the rule routes prompts better than the manifest's does, beyond the error of the
 comparison; longer ones are left to the manifest's, and all of them where there are too few to learn from. Its temperature is
-fitted on scores by rules that have not seen the prompt. Cost: the training split is read once, and a prompt of each document that
-is chosen is encoded.
+fitted on scores by rules that have not seen the prompt. Documents that the experts' `where` leaves out are not read. Cost: the
+training split is read once, and a prompt of each document that is chosen is encoded.
 
-Shapes: N prompts, D dimensions, K domains.
+Shapes: N prompts, D dimensions, K domains, G groups.
 """
 
 import re
@@ -35,6 +35,10 @@ from lmsplit.train.router import Router, scores
 
 Integers = npt.NDArray[np.int64]
 
+LENGTHS: Final = (8, 16, 32, 64, 128, 256)
+"""Tokens of prompts: whatever is evaluated, the rule is for all of them."""
+_LIMITS: Final = 20
+"""Lengths, evenly spread over the prompts, of which one is chosen as the limit: of more the best would be luck more often."""
 _DOCUMENTS: Final = 6000
 """That prompts are cut from, in all (assumption: with a third of them 12 domains are told apart a point less often)."""
 _OF_A_DOMAIN: Final = 50
@@ -47,7 +51,10 @@ _SPACE: Final = re.compile(r"\s+")
 
 
 def fit_routing(
-    campaign: Campaign, router: Router, lengths: Sequence[int], progress: Callable[[int, int], None] = lambda _done, _all: None
+    campaign: Campaign,
+    router: Router,
+    lengths: Sequence[int] = LENGTHS,
+    progress: Callable[[int, int], None] = lambda _done, _all: None,
 ) -> FittedRouting:
     """Fit the rule for prompts, and the temperatures for both rules.
 
@@ -57,28 +64,33 @@ def fit_routing(
         lengths: of prompts, in tokens.
         progress: called with how many prompts are encoded, and how many there are.
     """
+    manifest = campaign.manifest.digest
     texts, domain_N, groups = _documents(campaign)
+    if not texts:
+        return FittedRouting(manifest, TEMPERATURE, None, POSTERIOR)
     prompts = _prompts(campaign, texts, _places(domain_N), lengths)
     vectors_ND = _vectors(router, prompts, progress)
     found = np.flatnonzero(is_unit(vectors_ND))
-    vectors_ND, domain_N = vectors_ND[found], domain_N[found]
+    vectors_ND, domain_N, groups = vectors_ND[found], domain_N[found], [groups[each] for each in found]
     placement_NK = scores(router.placement_rule, vectors_ND)
-    without = FittedRouting(_temperature(placement_NK, domain_N, TEMPERATURE), None, POSTERIOR)
+    without = FittedRouting(manifest, _temperature(placement_NK, domain_N, TEMPERATURE), None, POSTERIOR)
     num_domains = len(campaign.manifest.domains)
     if num_domains != router.placement_rule.num_domains:  # a hand-over: some prompts are none of its experts'
         return without
-    scores_NK = _scores_of_others(vectors_ND, domain_N, [groups[each] for each in found], num_domains)
+    scores_NK = _scores_of_others(vectors_ND, domain_N, groups, num_domains)
     rule = fit_prompt_rule(vectors_ND, domain_N, num_domains)
     if scores_NK is None or rule is None:
         return without
     as_placed_N = router.placement_rule.place_units(vectors_ND).domain
     length_N = np.array([len(prompts[each]) for each in found])
-    limit = better_up_to(length_N, scores_NK.argmax(axis=1) == domain_N, as_placed_N == domain_N, _per_domain(domain_N))
+    right_N, otherwise_N = scores_NK.argmax(axis=1) == domain_N, as_placed_N == domain_N
+    limit = better_up_to(length_N, right_N, otherwise_N, _per_domain(domain_N), groups)
     if limit is None:
         return without
     short_N = length_N <= limit
     long_N = ~short_N if not short_N.all() else short_N
     return FittedRouting(
+        manifest,
         _temperature(placement_NK[long_N], domain_N[long_N], TEMPERATURE),
         replace(rule, max_characters=limit),
         _temperature(scores_NK[short_N], domain_N[short_N], POSTERIOR),
@@ -116,7 +128,12 @@ def fit_prompt_rule(vectors_ND: npt.ArrayLike, domain_N: npt.ArrayLike, num_doma
 
 
 def better_up_to(
-    length_N: npt.ArrayLike, right_N: npt.ArrayLike, otherwise_N: npt.ArrayLike, weight_N: npt.ArrayLike, errors: float = 2.0
+    length_N: npt.ArrayLike,
+    right_N: npt.ArrayLike,
+    otherwise_N: npt.ArrayLike,
+    weight_N: npt.ArrayLike,
+    group_N: npt.ArrayLike,
+    errors: float = 3.0,
 ) -> int | None:
     """Return the length up to which one way should decide, and beyond which another.
 
@@ -127,21 +144,26 @@ def better_up_to(
         right_N: whether the one way is right.
         otherwise_N: whether the other one is.
         weight_N: what each prompt counts.
+        group_N: prompts of one group err alike.
         errors: how many standard errors the gain is lowered by.
 
     Returns:
-        The least such length; None where the other way should decide all.
+        The least such length, of some; None where the other way should decide all.
 
-    >>> better_up_to([5, 9, 9, 20], [1, 1, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1], errors=0)
+    >>> better_up_to([5, 9, 9, 20], [1, 1, 0, 0], [0, 0, 0, 1], [1, 1, 1, 1], "abcd", errors=0)
     9
     """
-    limits, place_N = np.unique(np.asarray(length_N), return_inverse=True)
-    if not len(limits):
+    lengths_N = np.asarray(length_N)
+    if not len(lengths_N):
         return None
     gain_N = (np.asarray(right_N, np.float64) - np.asarray(otherwise_N, np.float64)) * np.asarray(weight_N, np.float64)
-    gains, squares = (np.cumsum(np.bincount(place_N, weights=each)) for each in (gain_N, gain_N**2))
-    lower = gains - errors * np.sqrt(squares)
-    best = int(lower.argmax())
+    _, group_of_N = np.unique(list(group_N), return_inverse=True)
+    limits = np.unique(np.quantile(lengths_N, np.arange(1, _LIMITS + 1) / _LIMITS, method="inverted_cdf"))
+    lower = []
+    for limit in limits:
+        gain_G = np.bincount(group_of_N, gain_N * (lengths_N <= limit))
+        lower.append(gain_G.sum() - errors * np.sqrt(gain_G @ gain_G))
+    best = int(np.argmax(lower))
     return int(limits[best]) if lower[best] > 0 else None
 
 
@@ -191,10 +213,11 @@ def _documents(campaign: Campaign) -> tuple[list[str], Integers, list[str]]:
     texts: list[str] = []
     groups: list[str] = []
     numbers: list[int] = []
-    domains = campaign.manifest.domains
+    domains, training = campaign.manifest.domains, campaign.configuration
+    where = training.expert.where or training.where
     for each in domains:
         wanted = max(_OF_A_DOMAIN, _DOCUMENTS // len(domains))
-        for batch in evenly_chosen(campaign.manifest, each.domain, "train", wanted, ["doc_id", "text", "group"]):
+        for batch in evenly_chosen(campaign.manifest, each.domain, "train", wanted, ["doc_id", "text", "group"], where):
             texts += batch.column("text").to_pylist()
             groups += [row["group"] or row["doc_id"] for row in batch.select(["doc_id", "group"]).to_pylist()]
             numbers += [domain_index(each.domain)] * batch.num_rows

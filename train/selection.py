@@ -40,7 +40,27 @@ def selected(manifest: Manifest, domain: str, split: str, where: Where) -> Itera
         ManifestError: no such domain or split; raised by the stream.
         DamagedError: a file is missing or cannot be read; raised by the stream.
     """
-    return _stream(manifest, domain, split, _value_sets(manifest, where))
+    columns = ("doc_id", "text")
+    batches = selected_batches(manifest, domain, split, where, columns)
+    return (pair for each in batches for pair in zip(*(each.column(name).to_pylist() for name in columns), strict=True))
+
+
+def selected_batches(
+    manifest: Manifest, domain: str, split: str, where: Where, columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """Return the same documents as `selected`, some at a time, with the columns asked for, and those that `where` names.
+
+    Args:
+        manifest: where they are.
+        domain: the domain's name.
+        split: train, heldout or excluded.
+        where: column to the values wanted; empty for all documents.
+        columns: of each document.
+
+    Raises:
+        ConfigurationError, ManifestError, DamagedError: as `selected`.
+    """
+    return _batches(manifest, domain, split, _value_sets(manifest, where), columns)
 
 
 def canonical(where: Where) -> list[tuple[str, list[str]]]:
@@ -52,13 +72,14 @@ def canonical(where: Where) -> list[tuple[str, list[str]]]:
     return [(name, sorted({json.dumps(value) for value in values})) for name, values in sorted(where.items())]
 
 
-def _stream(manifest: Manifest, domain: str, split: str, wanted: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    columns = [*dict.fromkeys(["doc_id", "text", *wanted])]
-    for batch in manifest.documents(domain=domain, split=split, columns=columns):
+def _batches(
+    manifest: Manifest, domain: str, split: str, wanted: Mapping[str, Any], columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    for batch in manifest.documents(domain=domain, split=split, columns=[*dict.fromkeys([*columns, *wanted])]):
         chosen = batch
         for name, values in wanted.items():
             chosen = chosen.filter(pc.is_in(chosen.column(name), value_set=values))
-        yield from zip(chosen.column("doc_id").to_pylist(), chosen.column("text").to_pylist(), strict=True)
+        yield chosen
 
 
 def _value_sets(manifest: Manifest, where: Where) -> dict[str, Any]:

@@ -49,45 +49,47 @@ def test_nothing_to_tell_apart() -> None:
 
 def test_what_is_fitted_comes_back(tmp_path: Path) -> None:
     rule = PromptRule(np.arange(6, dtype=np.float32).reshape(2, 3), np.array([0.5, -np.inf]), 70)
-    assert FittedRouting.read(tmp_path, (2, 3)) is None
-    FittedRouting(0.25, rule, 1.5).write(tmp_path)
-    found = FittedRouting.read(tmp_path, (2, 3))
+    assert FittedRouting.read(tmp_path, "m", (2, 3)) is None
+    FittedRouting("m", 0.25, rule, 1.5).write(tmp_path)
+    found = FittedRouting.read(tmp_path, "m", (2, 3))
     assert found is not None
     assert found.prompt_rule is not None
     assert (found.placement_temperature, found.prompt_temperature) == (0.25, 1.5)
     assert np.array_equal(found.prompt_rule.weights_KD, rule.weights_KD)
     assert np.array_equal(found.prompt_rule.offsets_K, rule.offsets_K)
     assert found.prompt_rule.max_characters == 70
-    with pytest.raises(ManifestError, match="is not of this manifest"):  # another manifest's
-        FittedRouting.read(tmp_path, (3, 3))
-    FittedRouting(0.25, None, 1.0).write(tmp_path)
-    assert FittedRouting.read(tmp_path, (3, 3)) == FittedRouting(0.25, None, 1.0)
+    with pytest.raises(ManifestError, match=r"was fitted to another manifest \(m\): run lmsplit evaluate again"):
+        FittedRouting.read(tmp_path, "other", (2, 3))
+    with pytest.raises(ManifestError, match="is damaged"):  # another number of domains
+        FittedRouting.read(tmp_path, "m", (3, 3))
+    FittedRouting("m", 0.25, None, 1.0).write(tmp_path)
+    assert FittedRouting.read(tmp_path, "m", (3, 3)) == FittedRouting("m", 0.25, None, 1.0)
 
 
 def test_values_that_cannot_be_are_noticed(tmp_path: Path) -> None:
     weights, offsets = np.ones((2, 3), np.float32), np.zeros(2)
     for fitted in (
-        FittedRouting(np.nan, None, 1.0),
-        FittedRouting(0.1, None, 0.0),
-        FittedRouting(0.1, PromptRule(weights * np.nan, offsets, 9), 1.0),
-        FittedRouting(0.1, PromptRule(weights, offsets * np.nan, 9), 1.0),
-        FittedRouting(0.1, PromptRule(weights, offsets[:1], 9), 1.0),
+        FittedRouting("m", np.nan, None, 1.0),
+        FittedRouting("m", 0.1, None, 0.0),
+        FittedRouting("m", 0.1, PromptRule(weights * np.nan, offsets, 9), 1.0),
+        FittedRouting("m", 0.1, PromptRule(weights, offsets * np.nan, 9), 1.0),
+        FittedRouting("m", 0.1, PromptRule(weights, offsets[:1], 9), 1.0),
     ):
         fitted.write(tmp_path)
         with pytest.raises(ManifestError, match="run lmsplit evaluate again"):
-            FittedRouting.read(tmp_path, (2, 3))
+            FittedRouting.read(tmp_path, "m", (2, 3))
 
 
 def test_damage_is_noticed(tmp_path: Path) -> None:
     rule = PromptRule(np.arange(6, dtype=np.float32).reshape(2, 3), np.zeros(2), 70)
-    FittedRouting(0.25, rule, 1.5).write(tmp_path)
+    FittedRouting("m", 0.25, rule, 1.5).write(tmp_path)
     stored = tmp_path / "routing.npz"
     whole = stored.read_bytes()
     refused = 0
     for damaged in [b"", b"{}", whole[:-30], *(whole[:at] + b"\x5b" + whole[at + 1 :] for at in range(len(whole)))]:
         stored.write_bytes(damaged)
         try:
-            found = FittedRouting.read(tmp_path, (2, 3))
+            found = FittedRouting.read(tmp_path, "m", (2, 3))
         except ManifestError:
             refused += 1
             continue
@@ -164,26 +166,30 @@ def test_prompts_unlike_their_documents_are_routed_to_their_domain(misleading: P
 def test_the_rule_decides_up_to_where_most_are_right(
     length: list[int], right: list[int], otherwise: list[int], limit: int | None
 ) -> None:
-    assert better_up_to(length, right, otherwise, np.ones(len(length)), errors=0) == limit
+    assert better_up_to(length, right, otherwise, np.ones(len(length)), range(len(length)), errors=0) == limit
 
 
-def test_noise_is_no_gain() -> None:
+@pytest.mark.parametrize("cuts", [1, 10])
+def test_noise_is_no_gain(cuts: int) -> None:
+    """Whatever cuts of one original have in common: which way is right is the same for all of them here."""
     random = np.random.default_rng(0)
-    length = random.integers(10, 1000, 4000)
-    taken = 0
-    for _ in range(50):
-        right, otherwise = random.random((2, 4000)) < 0.8
-        taken += better_up_to(length, right, otherwise, np.ones(4000)) is not None
-    assert taken < 25  # without errors it is nearly always
+    length, group, ones = random.integers(10, 1000, 4000), np.arange(4000) // cuts, np.ones(4000)
+    taken, without_groups = 0, 0
+    for _ in range(200):
+        right, otherwise = (random.random((2, 4000 // cuts)) < 0.8).repeat(cuts, axis=1)
+        taken += better_up_to(length, right, otherwise, ones, group) is not None
+        without_groups += better_up_to(length, right, otherwise, ones, range(4000)) is not None
+    assert taken <= 10
+    assert cuts == 1 or without_groups > 20  # each taken for itself, their agreement looks like evidence
     right = random.random(4000) < np.where(length < 300, 0.9, 0.7)
-    limit = better_up_to(length, right, random.random(4000) < 0.8, np.ones(4000))
+    limit = better_up_to(length, right, random.random(4000) < 0.8, ones, range(4000))
     assert limit == pytest.approx(300, abs=60)
 
 
 def test_domains_count_alike() -> None:
     length, right, otherwise = [5] * 8, [1] * 6 + [0] * 2, [0] * 6 + [1] * 2
-    assert better_up_to(length, right, otherwise, [1] * 8, errors=0) == 5
-    assert better_up_to(length, right, otherwise, [1 / 6] * 6 + [0.51] * 2, errors=0) is None
+    assert better_up_to(length, right, otherwise, [1] * 8, range(8), errors=0) == 5
+    assert better_up_to(length, right, otherwise, [1 / 6] * 6 + [0.51] * 2, range(8), errors=0) is None
 
 
 def test_a_rule_that_has_too_few_prompts_to_learn_from_is_not_taken(path: Path) -> None:
