@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import polars as pl
 import torch
 from transformers import PreTrainedModel
 
@@ -19,6 +20,7 @@ from lmsplit.manifests.progress import Progress
 from lmsplit.train.answers import compare
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.cloze import Question
+from lmsplit.train.directory import whole_file
 from lmsplit.train.libraries import without_bars
 from lmsplit.train.loss_table import LossTable
 from lmsplit.train.models import load_model
@@ -176,7 +178,8 @@ def judge(
         table: names the models, and the group of each document.
         router: routes the contexts.
         questions: what is asked.
-        path: their JSON lines.
+        path: their JSON lines; beside it is written, under `.parquet`, whether each was answered right: doc_id, domain, group,
+            and a column for each way to answer.
         progress: called with `cloze`, how many ways to answer were asked, and how many there are.
 
     Returns:
@@ -203,7 +206,13 @@ def judge(
     for name, directory in others.items():
         right[name] = _ask(open_model(directory, campaign.encoder, size), tasks)
         progress("cloze", len(right), total)
-    answers = _answers(right, questions, table)
+    groups = dict(zip(table.doc_ids, table.groups, strict=True))
+    columns = {name: [answers[each.doc_id] for each in questions] for name, answers in right.items()}
+    about = {"doc_id": [each.doc_id for each in questions], "domain": [each.domain for each in questions]}
+    answered = pl.DataFrame(about | {"group": [groups[each.doc_id] for each in questions]} | columns)
+    with whole_file(path.with_suffix(".parquet")) as partial:
+        answered.write_parquet(partial)
+    answers = _answers(answered, list(right), table)
     return {"questions": len(questions), "chance": 1 / len(questions[0].choices), "domains": counts, "answers": answers}
 
 
@@ -234,15 +243,14 @@ def _ask(model: LM, tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, bool]:
     return {sample["doc"]["doc_id"]: bool(sample[_METRIC]) for each in results["samples"].values() for sample in each}
 
 
-def _answers(right: Mapping[str, Mapping[str, bool]], questions: Sequence[Question], table: LossTable) -> list[dict[str, Any]]:
+def _answers(answered: pl.DataFrame, ways: Sequence[str], table: LossTable) -> list[dict[str, Any]]:
     """Return each way's accuracy and how far it is above `routed`, with intervals."""
-    groups = dict(zip(table.doc_ids, table.groups, strict=True))
     found = compare(
-        {name: [answers[each.doc_id] for each in questions] for name, answers in right.items()},
-        np.ones(len(questions)),
-        np.array([table.domains.index(each.domain) for each in questions]),
+        {name: answered[name] for name in ways},
+        np.ones(len(answered)),
+        np.array([table.domains.index(name) for name in answered["domain"]]),
         table.num_experts,
-        [groups[each.doc_id] for each in questions],
+        answered["group"],
     )
     rows = []
     for number, name in enumerate(found.names):

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import NamedTuple
 
+import polars as pl
 import pytest
 import torch
 from hypothesis import given, settings
@@ -155,4 +156,8 @@ def test_the_harness_asks_the_routed_experts(tmp_path: Path, licensed_manifest: 
     for row in ways.values():
         assert row["accuracy"] == pytest.approx(sum(row["domains"].values()) / len(row["domains"]))
         assert row["low"] <= row["accuracy"] <= row["high"]
+    answered = pl.read_parquet(output / "evaluation" / "cloze.parquet")
+    assert answered["doc_id"].to_list() == [each["doc_id"] for each in questions]
+    for way, row in ways.items():
+        assert dict(answered.group_by("domain").agg(pl.col(way).mean()).iter_rows()) == pytest.approx(row["domains"])
     assert "cloze questions, chance 50%" in lmsplit("evaluate", str(path)).out
