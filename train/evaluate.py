@@ -14,7 +14,6 @@ prompt length, and what `routing_fit` costs.
 """
 
 import importlib
-import itertools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
@@ -42,7 +41,7 @@ from lmsplit.train.cross_loss import (
 )
 from lmsplit.train.directory import sole_writer, whole_file, write_whole
 from lmsplit.train.energy import measured_energy
-from lmsplit.train.latency import measure_latency
+from lmsplit.train.latency import measure_latency, median_difference
 from lmsplit.train.layout import DENSE, EVALUATION, EXPERTS, MERGED, SEED, Matched
 from lmsplit.train.loss_table import LossTable, Model, measure, trained_models
 from lmsplit.train.mixing import TEMPERATURE, mixture_weights
@@ -234,30 +233,40 @@ def latencies(campaign: Campaign, table: LossTable, router: Router) -> list[dict
     """Return how long answers take, by way to answer and number of clients; every model is held in memory."""
     settings = campaign.configuration.evaluation
     assert settings.latency is not None
-    chosen = np.linspace(0, len(table.texts) - 1, settings.latency.requests).astype(int)
-    prompts = campaign.encoder.beginnings([table.texts[place] for place in chosen], settings.prompt_tokens)
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
-    models = {SEED: load_model(table.models[0].directory).to(device)}
-    for model in table.models[1 : 1 + table.num_experts]:
-        models[f"{EXPERTS}/{model.name}"] = load_model(model.directory).to(device)
+    prompts, tokenize = timed_prompts(campaign, table, settings.latency.requests)
+    ways = timed_ways(table, router)
+    rows = []
+    for clients in settings.latency.clients:
+        found = measure_latency(prompts, tokenize, ways, settings.latency.answer_tokens, clients, energy=settings.latency.energy)
+        above = median_difference(found["routed"].first_s(), found[SEED].first_s())
+        keys = ("first_token_above_seed_s", "first_token_above_seed_low_s", "first_token_above_seed_high_s")
+        differences = {"routed": dict(zip(keys, above, strict=True))}
+        for name, measured in found.items():
+            rows.append({"way": name, "clients": clients} | measured.to_json() | differences.get(name, {}))
+    return rows
+
+
+def timed_prompts(campaign: Campaign, table: LossTable, count: int) -> tuple[list[str], Callable[[str], list[int]]]:
+    """Return beginnings of held-out documents, evenly chosen, and what tells what a model sees of one."""
+    texts = [table.texts[place] for place in np.linspace(0, len(table.texts) - 1, count).astype(int)]
+    prompts = campaign.encoder.beginnings(texts, campaign.configuration.evaluation.prompt_tokens)
 
     def tokenize(prompt: str) -> list[int]:
         """Return what a model sees of a prompt."""
         return [campaign.encoder.begin_id, *campaign.encoder.encode([prompt])[0]]
 
+    return prompts, tokenize
+
+
+def timed_ways(table: LossTable, router: Router) -> dict[str, Callable[[str], PreTrainedModel]]:
+    """Return the ways to answer that are timed, `routed` and the seed alone; each loaded model has answered once."""
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else torch.device("cpu")
+    models = {SEED: load_model(table.models[0].directory).to(device)}
+    for model in table.models[1 : 1 + table.num_experts]:
+        models[f"{EXPERTS}/{model.name}"] = load_model(model.directory).to(device)
     for model in models.values():  # a model's first answer is slower than its others
-        measure_latency(prompts[:1], tokenize, partial(_always, model), settings.latency.answer_tokens)
-    ways: dict[str, Callable[[str], PreTrainedModel]] = {
-        "routed": lambda prompt: models[str(router.route([prompt])[0].expert)],
-        SEED: partial(_always, models[SEED]),
-    }
-    rows = []
-    for (name, route), clients in itertools.product(ways.items(), settings.latency.clients):
-        measured = measure_latency(
-            prompts, tokenize, route, settings.latency.answer_tokens, clients, energy=settings.latency.energy
-        )
-        rows.append({"way": name, "clients": clients} | measured.to_json())
-    return rows
+        measure_latency(["."], lambda _prompt: [0], {"": partial(_always, model)}, 2)
+    return {"routed": lambda prompt: models[str(router.route([prompt])[0].expert)], SEED: partial(_always, models[SEED])}
 
 
 def _always(model: PreTrainedModel, _prompt: str) -> PreTrainedModel:

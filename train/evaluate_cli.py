@@ -104,7 +104,8 @@ def _cloze(found: dict[str, Any]) -> Table:
 
 
 def _latency(rows: list[dict[str, Any]]) -> Table:
-    names = ("clients", "first token, p50", "p95", "router's share", "each token, p50", "p95", "answer, p50", "p95", "joules")
+    first = ("first token, p50", "p95", "router's share", "above the seed's")
+    names = ("clients", *first, "each token, p50", "p95", "answer, p50", "p95", "joules")
     table = _table(f"{rows[0]['requests']} answers, milliseconds", "way to answer", names)
     for row in rows:
         times = {
@@ -114,7 +115,11 @@ def _latency(rows: list[dict[str, Any]]) -> Table:
         joules = "" if row["joules_per_answer"] is None else f"{row['joules_per_answer']:.2g}"
         joules += " (estimate)" if row["energy_is_an_estimate"] else ""
         share = f"{row['route_share']:.0%}"
-        cells = (*times["first_token"], share, *times["token"], *times["answer"], joules)
+        difference = ""
+        if "first_token_above_seed_s" in row:
+            above = (1e3 * row[f"first_token_above_seed{end}_s"] for end in ("", "_low", "_high"))
+            difference = "{:+.2f} ({:+.2f} to {:+.2f})".format(*above)
+        cells = (*times["first_token"], share, difference, *times["token"], *times["answer"], joules)
         table.add_row(row["way"], str(row["clients"]), *cells)
     return table
 

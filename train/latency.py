@@ -5,21 +5,24 @@ client ─prompt─► router ─► model: prompt ─► first token ─► one
 ```
 
 Greedy, by `generate`, with a key-value cache; several clients at once, each with one request after another. They share the
-threads that torch has. The first requests are left out. Times are wall clock. Energy is that of the whole machine while the
+threads that torch has. Several ways to answer take turns, so that whatever else the machine does slows all of them. The first
+requests are left out. Times are wall clock. Energy is that of the whole machine while the
 requests ran, divided by them; where the machine's power counters cannot be read, it is an estimate from rated power, and says so.
 This does *not* judge the answers.
 
-Shapes: R requests; T tokens.
+Shapes: R requests; T tokens; B draws.
 """
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
@@ -28,8 +31,13 @@ from lmsplit.train.energy import measured_energy
 
 _JOULES_PER_KWH: Final = 3.6e6
 _WARM_UP: Final = 2
+_TURNS: Final = 10
+"""Of each way; each is measured by itself, so of more the measuring would be felt."""
+_DRAWS: Final = 1000
+"""Of the bootstrap."""
 _COUNTERS: Final = Path("/sys/class/powercap")
 
+Floats = npt.NDArray[np.float64]
 Route = Callable[[str], PreTrainedModel]
 """Returns the model that answers a prompt."""
 
@@ -52,12 +60,23 @@ class Latency(NamedTuple):
     kwh: float | None
     """Of the machine meanwhile; None where it was not measured."""
 
+    def first_s(self) -> Floats:
+        """Return (R,) the times to the first token."""
+        return np.array([each.first_s for each in self.requests])
+
+    def answer_s(self) -> Floats:
+        """Return (R,) the times to the last token."""
+        return np.array([each.first_s + sum(each.tokens_s) for each in self.requests])
+
+    def with_more(self, requests: tuple[Request, ...], kwh: float | None) -> "Latency":
+        """Return these requests and more, with the energy of all; None where that of some is not known."""
+        return Latency(self.requests + requests, None if self.kwh is None or kwh is None else self.kwh + kwh)
+
     def to_json(self) -> dict[str, Any]:
         """Return medians and 95th percentiles, seconds, and joules per answer."""
         route_R = np.array([each.route_s for each in self.requests])
-        first_R = np.array([each.first_s for each in self.requests])
+        first_R, whole_R = self.first_s(), self.answer_s()
         token_T = np.array([second for each in self.requests for second in each.tokens_s])
-        whole_R = np.array([each.first_s + sum(each.tokens_s) for each in self.requests])
         found: dict[str, Any] = {"requests": len(self.requests)}
         for name, values in (("route", route_R), ("first_token", first_R), ("token", token_T), ("answer", whole_R)):
             p50, p95 = np.percentile(values, [50, 95]) if len(values) else (None, None)
@@ -71,29 +90,55 @@ class Latency(NamedTuple):
 def measure_latency(
     prompts: Sequence[str],
     tokenize: Callable[[str], list[int]],
-    route: Route,
+    ways: Mapping[str, Route],
     answer_tokens: int,
     num_clients: int = 1,
     energy: bool = False,
-) -> Latency:
-    """Answer prompts, and time it.
+) -> dict[str, Latency]:
+    """Answer prompts in each of several ways, some prompts at a time, and time it.
 
     Args:
-        prompts: each is answered once; taken by the clients in turn.
+        prompts: each is answered once in each way; taken by the clients in turn.
         tokenize: returns a prompt's ids, at least one; part of the time to the first token too.
-        route: names the model; what it takes is part of the time to the first token.
+        ways: each names the model; what it takes is part of the time to the first token.
         answer_tokens: T, at least 1.
         num_clients: requests at a time.
         energy: measure that too, with codecarbon.
 
+    Returns:
+        The ways' times, the requests in the order of the prompts.
+
     Raises:
         ConfigurationError: energy is asked for and codecarbon is not installed.
     """
-    for prompt in prompts[:_WARM_UP]:
-        _answer(prompt, tokenize, route, answer_tokens)
-    with measured_energy(energy) as used, ThreadPoolExecutor(num_clients) as clients:
-        requests = tuple(clients.map(lambda prompt: _answer(prompt, tokenize, route, answer_tokens), prompts))
-    return Latency(requests, used.kwh)
+    for route in ways.values():
+        for prompt in prompts[:_WARM_UP]:
+            _answer(prompt, tokenize, route, answer_tokens)
+    found = dict.fromkeys(ways, Latency((), 0.0 if energy else None))
+    size = max(num_clients, -(-len(prompts) // _TURNS))
+    for turn, start in enumerate(range(0, len(prompts), size)):
+        for name in list(ways)[:: -1 if turn % 2 else 1]:  # whoever comes last in a turn comes first in the next
+            answer = partial(_answer, tokenize=tokenize, route=ways[name], answer_tokens=answer_tokens)
+            with measured_energy(energy) as used, ThreadPoolExecutor(num_clients) as clients:
+                requests = tuple(clients.map(answer, prompts[start : start + size]))
+            found[name] = found[name].with_more(requests, used.kwh)
+    return found
+
+
+def median_difference(times_R: Floats, other_R: Floats) -> tuple[float, float, float]:
+    """Return the median of how much longer one way takes than another for the same prompts, seconds, and its 95 % interval.
+
+    Args:
+        times_R: of the one way.
+        other_R: of the other, for the same prompts.
+
+    >>> median_difference(np.array([3.0, 4.0, 5.0]), np.array([1.0, 2.0, 3.0]))
+    (2.0, 2.0, 2.0)
+    """
+    differences_R = times_R - other_R
+    drawn_BR = np.random.default_rng(0).integers(len(differences_R), size=(_DRAWS, len(differences_R)))
+    low, high = np.quantile(np.median(differences_R[drawn_BR], axis=1), [0.025, 0.975])
+    return float(np.median(differences_R)), float(low), float(high)
 
 
 def has_power_counters() -> bool:

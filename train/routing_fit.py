@@ -132,7 +132,7 @@ def better_up_to(
     right_N: npt.ArrayLike,
     otherwise_N: npt.ArrayLike,
     weight_N: npt.ArrayLike,
-    group_N: npt.ArrayLike,
+    group_N: Sequence[object],
     errors: float = 3.0,
 ) -> int | None:
     """Return the length up to which one way should decide, and beyond which another.
@@ -157,7 +157,7 @@ def better_up_to(
     if not len(lengths_N):
         return None
     gain_N = (np.asarray(right_N, np.float64) - np.asarray(otherwise_N, np.float64)) * np.asarray(weight_N, np.float64)
-    _, group_of_N = np.unique(list(group_N), return_inverse=True)
+    _, group_of_N = np.unique(np.array(group_N), return_inverse=True)
     limits = np.unique(np.quantile(lengths_N, np.arange(1, _LIMITS + 1) / _LIMITS, method="inverted_cdf"))
     lower = []
     for limit in limits:

@@ -180,12 +180,13 @@ def test_answers_are_timed(trained: Path, lmsplit: Command) -> None:
     result = lmsplit("evaluate", str(trained), "--json", *keys)
     assert result.code == 0, result.err
     rows = json.loads(result.out)["latency"]
-    assert [(row["way"], row["clients"]) for row in rows] == [("routed", 1), ("routed", 2), ("seed", 1), ("seed", 2)]
+    assert [(row["way"], row["clients"]) for row in rows] == [("routed", 1), ("seed", 1), ("routed", 2), ("seed", 2)]
     for row in rows:
         assert row["requests"] == 5
         assert 0 < row["first_token_p50_s"] < row["answer_p50_s"]
         assert row["route_p50_s"] < row["first_token_p50_s"]
         assert row["joules_per_answer"] > 0
+        assert ("first_token_above_seed_s" in row) == (row["way"] == "routed")
     result = lmsplit("evaluate", str(trained), *keys)
     assert "5 answers, milliseconds" in result.out
 
