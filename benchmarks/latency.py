@@ -2,26 +2,31 @@
 
 Models of each preset with fresh weights, which are as fast as trained ones; prompts are the first `--prompt` tokens of held-out
 documents of the corpora, answers are 32 tokens, greedy. The router is that of twelve domains, by encoder, with the rule for
-prompts that `lmsplit evaluate` fits: `none` is one model alone. `router's share`: of the time to the first token, the median;
-`router`, `first token`, `token` and `answer`: milliseconds; joules are the machine's per answer, by codecarbon, an estimate from
-rated power where the column says so. Clients ask at the same time and share the threads. One model is held in memory, so what
-several experts cost the caches is not in it.
+prompts that `lmsplit evaluate` fits; `none` knows the expert without one. Twelve experts are held in memory; a prompt is answered
+by the same one in all ways, which take turns. `router's share`: of the time to the first token, the median. `above none`: how
+much later than without a router the first token of the same prompt is there, the median with its 95 % interval, and that over
+the median without one. Times are milliseconds; joules are the machine's per answer, by codecarbon, an estimate from rated power
+where the column says so. Clients ask at the same time and share the threads.
 """
 
 import argparse
 from collections.abc import Sequence
+from copy import deepcopy
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
 import polars as pl
 import torch
 from measure import write_results
+from paired import shown
 from routing import routers as fitted
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 from vectors import CORPUS, manifest
 
 from lmsplit.manifests.reader import Manifest
-from lmsplit.train.latency import measure_latency
+from lmsplit.train.latency import measure_latency, median_difference
 from lmsplit.train.presets import PRESETS
 from lmsplit.train.router import Router
 from lmsplit.train.tokenizer import DocumentEncoder, train_tokenizer
@@ -77,26 +82,31 @@ def main() -> None:
     for name in options.models:
         rows: list[dict[str, Any]] = []
         model = model_of(name)
-        ways = {"none": lambda _prompt: None} | {
-            kind: (lambda prompt, router=router: router.route([prompt])) for kind, router in found.items()
-        }
+        experts = [model, *(deepcopy(model) for _ in range(DOMAINS - 1))]
+        expert_of = {prompt: experts[number % DOMAINS] for number, prompt in enumerate(prompts)}
+
+        def route(router: Router | None, prompt: str, expert_of: dict[str, PreTrainedModel] = expert_of) -> PreTrainedModel:
+            """Ask the router, and let the prompt's expert answer, whatever it says."""
+            if router is not None:
+                router.route([prompt])
+            return expert_of[prompt]
+
+        ways = {kind: partial(route, router) for kind, router in {"none": None, **found}.items()}
         for clients in options.clients:
-            for kind, ask in ways.items():
-
-                def route(prompt: str, ask: Any = ask, model: PreTrainedModel = model) -> PreTrainedModel:
-                    """Ask the router, and answer by the one model."""
-                    ask(prompt)
-                    return model
-
-                measured = measure_latency(prompts, ids.__getitem__, route, ANSWER, clients, energy=True).to_json()
+            measured = measure_latency(prompts, ids.__getitem__, ways, ANSWER, clients, energy=True)
+            without_s = measured["none"].first_s()
+            for kind, latency in measured.items():
+                values = latency.to_json()
                 times = {
-                    f"{label}, {p}": 1e3 * measured[f"{key}_{p}_s"]
+                    f"{label}, {p}": 1e3 * values[f"{key}_{p}_s"]
                     for label, key in (("first token", "first_token"), ("token", "token"), ("answer", "answer"))
                     for p in ("p50", "p95")
                 }
-                facts = {"model": name, "clients": clients, "router": kind, "router, p50": 1e3 * measured["route_p50_s"]}
-                ends = {"joules": measured["joules_per_answer"], "estimate": measured["energy_is_an_estimate"]}
-                rows.append(facts | {"router's share": measured["route_share"]} | times | ends)
+                facts = {"model": name, "clients": clients, "router": kind, "router, p50": 1e3 * values["route_p50_s"]}
+                above = median_difference(latency.first_s(), without_s)
+                facts |= {"router's share": values["route_share"], "above none": shown(tuple(1e3 * each for each in above))}
+                facts |= {"above none, share": above[0] / float(np.median(without_s))}
+                rows.append(facts | times | {"joules": values["joules_per_answer"], "estimate": values["energy_is_an_estimate"]})
         write_results(f"latency_{name}_{options.prompt}", "What routing costs beside the answer", __doc__ or "", rows)
 
 

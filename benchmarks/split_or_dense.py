@@ -5,7 +5,8 @@ smallest sees the most tokens for each of its parameters. Half of its tokens T =
 experts', or the same seed's continued as one dense model, on as many tokens of each domain. Experts are trained as they are by
 default, 3 % of their tokens from other domains (kl). Three seeds of training.
 
-- `tokens per parameter`: T / N, what the experts and their seed see in all; `dense, total` as much.
+- `tokens per parameter`: T / N, what the experts and their seed see in all; `dense, total` as much. In FLOPs that is about one
+  percent less: the experts' seed is asked what it predicts on other domains.
 - losses: nats per token after prompts of 64 tokens, a mean over domains. `routed`: as the router does it, by the prompt.
   `random`: experts of random clusters of the same sizes, each document answered by its own. `per model`: dense, for the tokens of
   one expert.
@@ -16,11 +17,14 @@ default, 3 % of their tokens from other domains (kl). Three seeds of training.
   `crossing`, in the second table: at how many tokens per parameter the experts begin to win.
 - cloze: questions of the domains whose most frequent label is legal, scientific or engineering (`SPECIAL`), accuracy by
   lm-evaluation-harness; `first token` and `answer`: median milliseconds for a prompt of 64 tokens and 32 more, router included,
-  of the first seed's models, measured last: the machine should do nothing else by then.
+  of the first seed's models, all of which take turns, measured last: the machine should do nothing else by then.
 
 The third table has `routed − total` of each domain, by tokens per parameter. The fourth has for each dense model the smallest
-routed experts that are no less accurate, and how much sooner they answer; and the most accurate ones that answer no later, and
-how much more accurate they are. Runs that are done are kept in `--output`.
+routed experts that are no less accurate, and the most accurate ones that answer no later, beyond the error of the comparison.
+`accuracy`: how many points of a hundred these are above the dense model, and over its accuracy; `latency`: of an answer, over the
+dense model's; with 95 % intervals, of the same questions and prompts, seeds, originals and prompts drawn with replacement. Beside
+them, `dense` again, the smallest or the most accurate dense model that does the same: what a smaller model does without experts.
+Runs that are done are kept in `--output`.
 """
 
 import argparse
@@ -30,7 +34,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import matplotlib as mpl
 import numpy as np
@@ -47,11 +51,12 @@ from vectors import CORPUS, manifest
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.reader import Manifest
 from lmsplit.train import experts
-from lmsplit.train.answers import Documents
+from lmsplit.train.answers import DRAWS, INTERVAL, Documents
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import Training
-from lmsplit.train.evaluate import evaluate, latencies
+from lmsplit.train.evaluate import evaluate, timed_prompts, timed_ways
 from lmsplit.train.heldout import HeldOut
+from lmsplit.train.latency import Latency, measure_latency
 from lmsplit.train.layout import Matched
 from lmsplit.train.loss_table import measure, trained_models
 from lmsplit.train.models import load_model
@@ -74,13 +79,15 @@ LADDER: Final = SameDomains(
 )
 RANDOM: Final = "random"
 PROMPT: Final = 64
+ANSWER: Final = 32
+REQUESTS: Final = 300
 HELD_OUT: Final = 60
 _WHILE_TRAINING: Final = 1
 """Held-out documents of a domain whose loss a run measures before and after: all are measured at the end, of all runs."""
 SPECIAL: Final = ("legal-contracts", "cs-research", "mathematics", "medicine", "software-docs")
 """Labels of legal, scientific and engineering text."""
 
-# Shapes: S seeds, N documents.
+# Shapes: S seeds, N documents, Q questions, R requests, B draws.
 
 
 class Cell:
@@ -111,7 +118,6 @@ class Cell:
                 "prompt_tokens": PROMPT,
                 "prefix_tokens": [PROMPT],
                 "cloze": {"context_tokens": PROMPT, "continuation_tokens": 32},
-                "latency": {"requests": 100},
             },
             "sft": {"bf16": False, "max_length": 256, "per_device_train_batch_size": 4, "save_strategy": "no"},
             "seed": self.seed,
@@ -129,7 +135,7 @@ class Cell:
             experts.train_dense(training, matched, record)
         campaign = self.campaign("experts")
         directory = campaign.output / "evaluation"
-        if not (directory / "evaluation.json").exists():
+        if not (directory / "cloze.parquet").exists():
             evaluate(campaign)
         documents = pl.read_parquet(directory / "documents.parquet")
         random = self.output / "random.npy"
@@ -138,16 +144,9 @@ class Cell:
         found: dict[str, Any] = json.loads((directory / "evaluation.json").read_text())
         return found, documents.with_columns(pl.Series("random", np.load(random)))
 
-    def latencies(self) -> dict[str, float]:
-        """Return median milliseconds of the routed experts and of one model alone."""
-        campaign = self.campaign("experts")
-        table = measure(campaign, trained_models(campaign))
-        rows = {each["way"]: each for each in latencies(campaign, table, Router.open(campaign.output))}
-        return {
-            f"{label}, {name}": 1e3 * rows[way][f"{key}_p50_s"]
-            for label, key in (("first token", "first_token"), ("answer", "answer"))
-            for name, way in (("routed", "routed"), ("dense", "seed"))
-        }
+    def answered(self) -> pl.DataFrame:
+        """Return which way to answer got which cloze question right, of an evaluation that is there."""
+        return pl.read_parquet(self.output / "experts" / "evaluation" / "cloze.parquet")
 
     def _random(self, campaign: Campaign, seed: RunRecord) -> npt.NDArray[np.float64]:
         """Return each document's nats at the expert of its random cluster, continued from the same seed."""
@@ -219,16 +218,57 @@ def labels_of(opened: Manifest) -> dict[str, str]:
     return majority_labels(counts["domain"].to_list(), counts["label"].to_list(), counts["len"].to_list())
 
 
-def accuracy(evaluations: list[dict[str, Any]], way: str, domains: list[str]) -> float:
-    """Return the share of cloze questions of some domains that are answered right, a mean over domains and seeds."""
-    rows = [next(row for row in found["cloze"]["answers"] if row["way"] == way) for found in evaluations]
-    return float(np.mean([row["domains"][domain] for row in rows for domain in domains if domain in row["domains"]]))
+class Way(NamedTuple):
+    """Routed experts, or a dense model, of one size."""
+
+    parameters: int
+    answered: list[pl.DataFrame]
+    """Of each seed, the questions that are judged, as `Cell.answered` has them."""
+    column: str
+    answer_R: npt.NDArray[np.float64]
+    """Seconds that the first seed's take for the same prompts."""
+
+    def answers(self) -> npt.NDArray[np.float64]:
+        """Return whether each question is answered right, by seed."""
+        return np.stack([each[self.column].to_numpy() for each in self.answered]).astype(np.float64)
+
+    def questions(self) -> Judged:
+        """Return what is asked, the same of all ways."""
+        _, domains = np.unique(self.answered[0]["domain"].to_numpy(), return_inverse=True)
+        return Judged(np.ones(len(domains), np.int64), domains, self.answered[0]["group"].to_numpy())
+
+    def accuracy(self) -> float:
+        """Return the share that is answered right, a mean over domains and seeds."""
+        return self.questions().interval(self.answers())[0]
+
+    def more_accurate(self, other: "Way") -> tuple[float, float, float]:
+        """Return by how much the accuracy is above another way's, and its interval."""
+        return self.questions().interval(self.answers() - other.answers())
+
+    def slower(self, other: "Way") -> tuple[float, float, float]:
+        """Return the median latency over another way's, less 1, and its interval."""
+        count = len(self.answer_R)
+        drawn_BR = np.random.default_rng(0).integers(count, size=(DRAWS, count))
+        ratio_B = np.median(self.answer_R[drawn_BR], axis=1) / np.median(other.answer_R[drawn_BR], axis=1)
+        low, high = np.quantile(ratio_B, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
+        return float(np.median(self.answer_R) / np.median(other.answer_R)) - 1, float(low) - 1, float(high) - 1
 
 
-def row(
-    measured: list[tuple[dict[str, Any], pl.DataFrame]], special: list[str], law: AnyFit, ladder: Sequence[str]
-) -> dict[str, Any]:
-    """Return a row of the first table but for latencies, and what the others need."""
+def timed(cells: Sequence[Cell]) -> list[dict[str, Latency]]:
+    """Return how long each size's routed experts take, and its seed alone, as large as the dense model: all take turns."""
+    ways, prompts, tokenize = {}, None, None
+    for cell in cells:
+        campaign = cell.campaign("experts")
+        table = measure(campaign, trained_models(campaign))
+        if prompts is None:
+            prompts, tokenize = timed_prompts(campaign, table, REQUESTS)
+        ways |= {(cell.output, name): way for name, way in timed_ways(table, Router.open(campaign.output)).items()}
+    found = measure_latency(prompts, tokenize, ways, ANSWER)
+    return [{"routed": found[cell.output, "routed"], "dense": found[cell.output, "seed"]} for cell in cells]
+
+
+def row(measured: list[tuple[dict[str, Any], pl.DataFrame]], law: AnyFit, ladder: Sequence[str]) -> dict[str, Any]:
+    """Return a row of the first table but for cloze and latencies, and what the others need."""
     evaluations, cells = [found for found, _ in measured], [documents for _, documents in measured]
     models = {each["name"]: each for each in evaluations[0]["models"]}
     seen = models["seed"]["pretraining_tokens"] + models["dense-total"]["specialization_tokens"]
@@ -250,9 +290,14 @@ def row(
         "own − total": difference(cells, "own domain", "dense-total", ladder),
         "predicted": predicted(law, size, pretraining, specialization, len(ladder)),
         "domains won": wins(cells),
-        "cloze, routed": accuracy(evaluations, "routed", special),
-        "cloze, dense": accuracy(evaluations, "dense-total", special),
     }
+
+
+def of_ways(routed: Way, dense: Way, latencies: dict[str, Latency]) -> dict[str, float]:
+    """Return the cloze accuracies and the latencies of a row of the first table."""
+    found = {"cloze, routed": routed.accuracy(), "cloze, dense": dense.accuracy()}
+    found |= {f"first token, {name}": 1e3 * float(np.median(each.first_s())) for name, each in latencies.items()}
+    return found | {f"answer, {name}": 1e3 * float(np.median(each.answer_s())) for name, each in latencies.items()}
 
 
 def by_domain(labels: dict[str, str], rows: list[dict[str, Any]], cells_of: list[list[pl.DataFrame]]) -> list[dict[str, Any]]:
@@ -267,21 +312,32 @@ def by_domain(labels: dict[str, str], rows: list[dict[str, Any]], cells_of: list
     ]
 
 
-def headline(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def headline(routed: Sequence[Way], dense: Sequence[Way]) -> list[dict[str, Any]]:
     """Return, for each dense model, the smallest routed experts that are no less accurate, and the best ones as fast."""
     found = []
-    for dense in rows:
-        facts = {"dense": dense["parameters"], "cloze, dense": dense["cloze, dense"], "answer, dense": dense["answer, dense"]}
-        able = [each for each in rows if each["cloze, routed"] >= dense["cloze, dense"]]
-        fast = [each for each in rows if each["answer, routed"] <= dense["answer, dense"]]
-        smallest = min(able, key=lambda each: each["parameters"], default=None)
-        best = max(fast, key=lambda each: each["cloze, routed"], default=None)
-        facts["as accurate"] = smallest and smallest["parameters"]
-        facts["its latency, below"] = smallest and 1 - smallest["answer, routed"] / dense["answer, dense"]
-        facts["as fast"] = best and best["parameters"]
-        facts["its accuracy, above"] = best and best["cloze, routed"] / dense["cloze, dense"] - 1
+    for large in dense:
+        facts = {"dense": large.parameters, "cloze": large.accuracy(), "answer": 1e3 * float(np.median(large.answer_R))}
+        for kind, ways in (("routed", routed), ("dense", dense)):
+            able = [each for each in ways if each.accuracy() >= large.accuracy()]
+            smallest = min(able, key=lambda each: each.parameters, default=None)
+            fast = [each for each in ways if each is large or each.slower(large)[2] <= 0]
+            best = max(fast, key=lambda each: each.accuracy(), default=None)
+            facts |= beside(f"as accurate, {kind}", smallest, large) | beside(f"as fast, {kind}", best, large)
         found.append(facts)
     return found
+
+
+def beside(name: str, way: Way | None, large: Way) -> dict[str, Any]:
+    """Return the size of a way, its accuracy and its latency beside a dense model's; nothing where there is none."""
+    if way is None:
+        return dict.fromkeys((name, f"{name}: accuracy", f"{name}: accuracy over", f"{name}: latency"))
+    above = way.more_accurate(large)
+    return {
+        name: way.parameters,
+        f"{name}: accuracy": "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * each for each in above)),
+        f"{name}: accuracy over": above[0] / large.accuracy(),
+        f"{name}: latency": "{:+.0%} [{:+.0%}, {:+.0%}]".format(*way.slower(large)),
+    }
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -343,10 +399,16 @@ def main() -> None:
     rows, cells_of = [], []
     for size in options.sizes:
         measured = [Cell(options.output, size, seed, options.budget).measured() for seed in range(options.seeds)]
-        rows.append(row(measured, special, law, ladder.domains))
+        rows.append(row(measured, law, ladder.domains))
         cells_of.append([documents for _, documents in measured])
-    for size, each in zip(options.sizes, rows, strict=True):
-        each |= Cell(options.output, size, 0, options.budget).latencies()
+    routed, dense = [], []
+    timings = timed([Cell(options.output, size, 0, options.budget) for size in options.sizes])
+    for size, each, latencies in zip(options.sizes, rows, timings, strict=True):
+        cells = [Cell(options.output, size, seed, options.budget) for seed in range(options.seeds)]
+        answered = [cell.answered().filter(pl.col("domain").is_in(special)) for cell in cells]
+        routed.append(Way(each["parameters"], answered, "routed", latencies["routed"].answer_s()))
+        dense.append(Way(each["parameters"], answered, "dense-total", latencies["dense"].answer_s()))
+        each |= of_ways(routed[-1], dense[-1], latencies)
     table = [{key: shown(value) if isinstance(value, tuple) else value for key, value in each.items()} for each in rows]
     write_results("split_or_dense", "Where splitting pays", __doc__ or "", table)
     means = [{key: value[0] if isinstance(value, tuple) else value for key, value in each.items()} for each in rows]
@@ -354,7 +416,7 @@ def main() -> None:
     crossings = [{"difference": key, "crossing": crossing(means, key)} for key in differences]
     write_results("split_crossing", "From where on splitting pays", __doc__ or "", crossings)
     write_results("split_domains", "Splitting by domain", __doc__ or "", by_domain(labels, means, cells_of))
-    write_results("split_headline", "Smaller experts instead of a larger model", __doc__ or "", headline(rows))
+    write_results("split_headline", "Smaller experts instead of a larger model", __doc__ or "", headline(routed, dense))
     draw(rows, RESULTS / "split_or_dense.svg")
 
 
