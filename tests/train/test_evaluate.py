@@ -204,6 +204,10 @@ def test_missing_expert_is_a_clear_error(tmp_path: Path, licensed_manifest: Path
     ("setting", "message"),
     [
         ("evaluation.labels=colour", "evaluation.labels: the manifest has no column 'colour', it has doc_id"),
+        (
+            "evaluation.labels=num_tokens",
+            "no held-out document has a num_tokens: name another column, or none",
+        ),
         ("evaluation.prompt_tokens=100000", "no held-out document is longer than the prompt of 100000 tokens"),
     ],
 )

@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import polars as pl
 import pytest
 from transformers import AutoModelForCausalLM
 
@@ -43,6 +44,16 @@ def test_documents_are_evenly_chosen_from_all_that_are_held_out(
         held_out = heldout_texts(manifest_path, domain)
         count = len(held_out) if documents is None else min(documents, len(held_out))
         assert texts == [held_out[int(number * len(held_out) / count)] for number in range(count)]
+
+
+def test_documents_are_evenly_chosen_from_those_asked_for(licensed_manifest: Path) -> None:
+    manifest = Manifest.open(licensed_manifest)
+    for domain in DOMAINS:
+        rows = manifest.scan().filter(pl.col("domain") == domain, pl.col("split") == "train").select("doc_id", "license")
+        wanted = rows.filter(pl.col("license").is_in(["mit", "cc0"])).collect()["doc_id"].to_list()
+        batches = heldout.evenly_chosen(manifest, domain, "train", 7, ["doc_id"], {"license": ["mit", "cc0"]})
+        found = [doc_id for batch in batches for doc_id in batch.column("doc_id").to_pylist()]
+        assert found == [wanted[number * len(wanted) // 7] for number in range(7)]
 
 
 def test_documents_do_not_depend_on_how_the_manifest_is_read(licensed_manifest: Path, monkeypatch: pytest.MonkeyPatch) -> None:

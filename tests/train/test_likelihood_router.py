@@ -11,7 +11,7 @@ import torch
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.train.likelihood_router import LikelihoodRouter
 from lmsplit.train.models import load_model
-from lmsplit.train.router import Routing
+from lmsplit.train.router import Router, Routing
 from lmsplit.train.tokenizer import DocumentEncoder, open_tokenizer
 from tests.train.runs import Command, heldout_texts, write_configuration
 
@@ -57,6 +57,32 @@ def test_a_text_without_tokens_and_a_close_one_go_to_the_seed(output: Path) -> N
     assert (empty.domain, empty.expert, empty.fallback) == (None, "seed", True)
     assert (close.expert, close.fallback) == ("seed", True)
     assert "is below 1e+06" in str(close.reason)
+
+
+def test_half_a_surrogate_pair_is_routed(output: Path, licensed_manifest: Path) -> None:
+    text = heldout_texts(licensed_manifest, "d00000")[0]
+    for router in (LikelihoodRouter.open(output), Router.open(output)):
+        cut, whole = router.route([f"{text} \ud83d", f"{text} ?"])
+        assert cut == whole
+        assert cut.domain is not None
+
+
+def test_a_router_notices_that_an_expert_goes_and_comes_back(output: Path, licensed_manifest: Path, tmp_path: Path) -> None:
+    shutil.copytree(output, tmp_path / "served")
+    router = Router.open(tmp_path / "served")
+    text = heldout_texts(licensed_manifest, "d00000")[0]
+    first = router.route([text])[0]
+    assert first.expert == f"experts/{first.domain}"
+    (tmp_path / "served" / first.expert).rename(tmp_path / "away")
+    gone = router.route([text])[0]
+    assert (gone.expert, gone.reason) == ("seed", f"{first.expert} is missing")
+    shutil.copytree(tmp_path / "away", tmp_path / "served" / first.expert)
+    assert router.route([text]) == [first]
+    weights = tmp_path / "served" / first.expert / "model.safetensors"
+    replaced = weights.with_suffix(".new")
+    replaced.write_bytes(weights.read_bytes()[:-1] + b"x")
+    replaced.rename(weights)
+    assert "has weights with digest" in str(router.route([text])[0].reason)
 
 
 def test_every_expert_is_needed(output: Path, tmp_path: Path) -> None:
