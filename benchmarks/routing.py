@@ -27,6 +27,7 @@ from vectors import CORPUS, manifest
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.layout import domain_index
 from lmsplit.manifests.model_files import MINILM, find_model
+from lmsplit.manifests.placement import Floats
 from lmsplit.manifests.reader import Manifest
 from lmsplit.partition.config import Partition
 from lmsplit.partition.pipeline import partition
@@ -82,8 +83,15 @@ def cut(text: str, ends: list[tuple[int, int]], length: int, start: float) -> st
     return text[ends[first][0] : ends[first + length - 1][1]]
 
 
-def measure(opened: Manifest, output: Path, tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """Return a row for each length, place and rule."""
+def measure(opened: Manifest, output: Path, tokenizer: Tokenizer, vectors: dict[tuple[str, int], Floats]) -> list[dict[str, Any]]:
+    """Return a row for each length, place and rule.
+
+    Args:
+        opened: the partition.
+        output: where a training would be.
+        tokenizer: whose tokens the lengths are counted in.
+        vectors: of the prompts by place and length; what is not there yet is put there. A refit holds out the same documents.
+    """
     rows = opened.scan().select("doc_id", "domain", "label", "split")
     counts = rows.filter(pl.col("split") == "train").group_by("domain", "label").len().collect()
     majority = majority_labels(counts["domain"].to_list(), counts["label"].to_list(), counts["len"].to_list())
@@ -99,9 +107,10 @@ def measure(opened: Manifest, output: Path, tokenizer: Tokenizer) -> list[dict[s
     found = []
     for (place, start_N), length in itertools.product(starts.items(), LENGTHS):
         texts = [cut(*each, length, start) for *each, start in zip(held_out["text"], offsets, start_N, strict=True)]
-        vectors_ND = of_rules["placement"].vectors(texts)
+        if (place, length) not in vectors:
+            vectors[place, length] = of_rules["placement"].vectors(texts)
         for by, router in of_rules.items():
-            first_N = routed(router, texts, vectors_ND, names).domain_N
+            first_N = routed(router, texts, vectors[place, length], names).domain_N
             labels = np.array([majority.get(f"d{number:05d}", "") for number in first_N])
             right = accuracy(first_N, wanted_N, held_out["group"].to_numpy())
             found.append(
@@ -131,11 +140,13 @@ def main() -> None:
     tokenizer = Tokenizer.from_file(str(find_model(MINILM).directory / "tokenizer.json"))
     tokenizer.no_truncation()
     tokenizer.no_padding()
-    for encoder, domains in itertools.product(options.encoders, options.domains):
-        output = options.output / encoder / f"training-{domains}"
-        found = measure(opened(options.output, options.corpus, encoder, domains), output, tokenizer)
-        rows = [{"encoder": encoder, "domains": domains} | row for row in found]
-        write_results(f"routing_{encoder}_{domains}", "Routing by the beginning of a text", __doc__ or "", rows)
+    for encoder in options.encoders:
+        vectors: dict[tuple[str, int], Floats] = {}
+        for domains in options.domains:
+            output = options.output / encoder / f"training-{domains}"
+            found = measure(opened(options.output, options.corpus, encoder, domains), output, tokenizer, vectors)
+            rows = [{"encoder": encoder, "domains": domains} | row for row in found]
+            write_results(f"routing_{encoder}_{domains}", "Routing by the beginning of a text", __doc__ or "", rows)
 
 
 if __name__ == "__main__":

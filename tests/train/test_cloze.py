@@ -1,5 +1,6 @@
 """Questions made of documents, and asked through lm-evaluation-harness."""
 
+import io
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -9,11 +10,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from lmsplit.train.cloze import make_questions
 from lmsplit.train.config import Cloze
+from lmsplit.train.evaluate_cli import view
 from lmsplit.train.models import load_model
 from lmsplit.train.tokenizer import DocumentEncoder, open_tokenizer, train_tokenizer
 from tests.train.runs import Command, write_configuration
@@ -160,4 +163,6 @@ def test_the_harness_asks_the_routed_experts(tmp_path: Path, licensed_manifest: 
     assert answered["doc_id"].to_list() == [each["doc_id"] for each in questions]
     for way, row in ways.items():
         assert dict(answered.group_by("domain").agg(pl.col(way).mean()).iter_rows()) == pytest.approx(row["domains"])
-    assert "cloze questions, chance 50%" in lmsplit("evaluate", str(path)).out
+    shown = Console(file=io.StringIO(), width=200)
+    shown.print(view(json.loads(result.out), output / "evaluation"))  # asking again takes a minute
+    assert "cloze questions, chance 50%" in shown.file.getvalue()
