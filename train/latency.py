@@ -32,7 +32,7 @@ from lmsplit.train.energy import measured_energy
 _JOULES_PER_KWH: Final = 3.6e6
 _WARM_UP: Final = 2
 _TURNS: Final = 10
-"""Of each way; each is measured by itself, so of more the measuring would be felt."""
+"""Of each way where energy is measured, of each turn by itself: of more of them the measuring would be felt."""
 _DRAWS: Final = 1000
 """Of the bootstrap."""
 _COUNTERS: Final = Path("/sys/class/powercap")
@@ -95,7 +95,7 @@ def measure_latency(
     num_clients: int = 1,
     energy: bool = False,
 ) -> dict[str, Latency]:
-    """Answer prompts in each of several ways, some prompts at a time, and time it.
+    """Answer prompts in each of several ways, as many at a time as there are clients or, with energy, a tenth, and time it.
 
     Args:
         prompts: each is answered once in each way; taken by the clients in turn.
@@ -115,7 +115,7 @@ def measure_latency(
         for prompt in prompts[:_WARM_UP]:
             _answer(prompt, tokenize, route, answer_tokens)
     found = dict.fromkeys(ways, Latency((), 0.0 if energy else None))
-    size = max(num_clients, -(-len(prompts) // _TURNS))
+    size = max(num_clients, -(-len(prompts) // _TURNS)) if energy else num_clients
     for turn, start in enumerate(range(0, len(prompts), size)):
         for name in list(ways)[:: -1 if turn % 2 else 1]:  # whoever comes last in a turn comes first in the next
             answer = partial(_answer, tokenize=tokenize, route=ways[name], answer_tokens=answer_tokens)
