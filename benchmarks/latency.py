@@ -6,7 +6,8 @@ prompts that `lmsplit evaluate` fits; `none` knows the expert without one. Twelv
 by the same one in all ways, which take turns. `router's share`: of the time to the first token, the median. `above none`: how
 much later than without a router the first token of the same prompt is there, the median with its 95 % interval, and that over
 the median without one. Times are milliseconds; joules are the machine's per answer, by codecarbon, an estimate from rated power
-where the column says so. Clients ask at the same time and share the threads.
+where the column says so. With `--no-energy` the ways take turns prompt by prompt, else a tenth of the prompts at a time. Clients
+ask at the same time and share the threads.
 """
 
 import argparse
@@ -72,6 +73,7 @@ def main() -> None:
     parser.add_argument("--prompt", type=int, default=64)
     parser.add_argument("--routers", nargs="*", default=["lexical", "minilm"])
     parser.add_argument("--requests", type=int, default=60)
+    parser.add_argument("--no-energy", action="store_true", help="results go to …_turns")
     options = parser.parse_args()
     found = routers(options.output, options.corpus, options.routers)
     opened = Manifest.open(options.output / options.routers[0] / "manifest@0")
@@ -93,7 +95,7 @@ def main() -> None:
 
         ways = {kind: partial(route, router) for kind, router in {"none": None, **found}.items()}
         for clients in options.clients:
-            measured = measure_latency(prompts, ids.__getitem__, ways, ANSWER, clients, energy=True)
+            measured = measure_latency(prompts, ids.__getitem__, ways, ANSWER, clients, energy=not options.no_energy)
             without_s = measured["none"].first_s()
             for kind, latency in measured.items():
                 values = latency.to_json()
@@ -107,7 +109,8 @@ def main() -> None:
                 facts |= {"router's share": values["route_share"], "above none": shown(tuple(1e3 * each for each in above))}
                 facts |= {"above none, share": above[0] / float(np.median(without_s))}
                 rows.append(facts | times | {"joules": values["joules_per_answer"], "estimate": values["energy_is_an_estimate"]})
-        write_results(f"latency_{name}_{options.prompt}", "What routing costs beside the answer", __doc__ or "", rows)
+        file = f"latency_{name}_{options.prompt}" + ("_turns" if options.no_energy else "")
+        write_results(file, "What routing costs beside the answer", __doc__ or "", rows)
 
 
 if __name__ == "__main__":
