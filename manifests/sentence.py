@@ -141,8 +141,7 @@ class SentenceEncoder:
         """A text's mean in a table of token vectors is its own; but layers may follow, and so every batch has one shape."""
         for start in range(0, len(texts), STATIC_BATCH):
             part = list(texts[start : start + STATIC_BATCH])
-            filled = part if self._alone else part + [""] * (STATIC_BATCH - len(part))
-            features = self._model[0].preprocess(filled)
+            features = self._model[0].preprocess(part + [""] * (STATIC_BATCH - len(part)))
             yield np.arange(start, start + len(part)), self._vectors(features)[: len(part)]
 
     def _vectors(self, features: dict[str, Any]) -> Floats:

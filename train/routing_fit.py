@@ -157,7 +157,7 @@ def better_up_to(
     if not len(lengths_N):
         return None
     gain_N = (np.asarray(right_N, np.float64) - np.asarray(otherwise_N, np.float64)) * np.asarray(weight_N, np.float64)
-    _, group_of_N = np.unique(np.array(group_N), return_inverse=True)
+    _, group_of_N = np.unique(np.array(list(group_N)), return_inverse=True)
     limits = np.unique(np.quantile(lengths_N, np.arange(1, _LIMITS + 1) / _LIMITS, method="inverted_cdf"))
     lower = []
     for limit in limits:
