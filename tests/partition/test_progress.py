@@ -44,7 +44,7 @@ def test_running_stage_says_how_far_it_is(run: Run, capsys: pytest.CaptureFixtur
     assert {line["event"] for line in running} == {"progress"}
     done = [line["tasks_done"] for line in running]
     assert done == sorted(done)
-    assert 0 < done[-1] < 5
+    assert any(0 < each < 5 for each in done)  # all five may be done a moment before the stage is
     assert running[-1]["remaining_s"] > 0
     assert [line["documents"] for line in running] == [10 * number for number in done]
 
