@@ -34,7 +34,7 @@ import math
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import matplotlib as mpl
 import numpy as np
@@ -46,23 +46,21 @@ from paired import Judged, shown
 from planner import EXPERTS, SameDomains, of_experts
 from planner import run as run_ladder
 from shuffled import ShuffledManifest
+from split_headline import Way, headline, of_ways, timed
 from vectors import CORPUS, manifest
 
 from lmsplit.manifests.configuration import load
 from lmsplit.manifests.reader import Manifest
 from lmsplit.train import experts
-from lmsplit.train.answers import DRAWS, INTERVAL, Documents
+from lmsplit.train.answers import Documents
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.config import Training
-from lmsplit.train.evaluate import evaluate, timed_prompts, timed_ways
+from lmsplit.train.evaluate import evaluate
 from lmsplit.train.heldout import HeldOut
-from lmsplit.train.latency import Latency, measure_latency
 from lmsplit.train.layout import Matched
-from lmsplit.train.loss_table import measure, trained_models
 from lmsplit.train.models import load_model
 from lmsplit.train.presets import preset_near
 from lmsplit.train.record import RunRecord
-from lmsplit.train.router import Router
 from lmsplit.train.routing_accuracy import majority_labels
 from lmsplit.train.scaling import Points
 from lmsplit.train.scaling_choice import choose
@@ -79,8 +77,6 @@ LADDER: Final = SameDomains(
 )
 RANDOM: Final = "random"
 PROMPT: Final = 64
-ANSWER: Final = 32
-REQUESTS: Final = 300
 HELD_OUT: Final = 60
 _WHILE_TRAINING: Final = 1
 """Held-out documents of a domain whose loss a run measures before and after: all are measured at the end, of all runs."""
@@ -218,55 +214,6 @@ def labels_of(opened: Manifest) -> dict[str, str]:
     return majority_labels(counts["domain"].to_list(), counts["label"].to_list(), counts["len"].to_list())
 
 
-class Way(NamedTuple):
-    """Routed experts, or a dense model, of one size."""
-
-    parameters: int
-    answered: list[pl.DataFrame]
-    """Of each seed, the questions that are judged, as `Cell.answered` has them."""
-    column: str
-    answer_R: npt.NDArray[np.float64]
-    """Seconds that the first seed's take for the same prompts."""
-
-    def answers(self) -> npt.NDArray[np.float64]:
-        """Return whether each question is answered right, by seed."""
-        return np.stack([each[self.column].to_numpy() for each in self.answered]).astype(np.float64)
-
-    def questions(self) -> Judged:
-        """Return what is asked, the same of all ways."""
-        _, domains = np.unique(self.answered[0]["domain"].to_numpy(), return_inverse=True)
-        return Judged(np.ones(len(domains), np.int64), domains, self.answered[0]["group"].to_numpy())
-
-    def accuracy(self) -> float:
-        """Return the share that is answered right, a mean over domains and seeds."""
-        return self.questions().interval(self.answers())[0]
-
-    def more_accurate(self, other: "Way") -> tuple[float, float, float]:
-        """Return by how much the accuracy is above another way's, and its interval."""
-        return self.questions().interval(self.answers() - other.answers())
-
-    def slower(self, other: "Way") -> tuple[float, float, float]:
-        """Return the median latency over another way's, less 1, and its interval."""
-        count = len(self.answer_R)
-        drawn_BR = np.random.default_rng(0).integers(count, size=(DRAWS, count))
-        ratio_B = np.median(self.answer_R[drawn_BR], axis=1) / np.median(other.answer_R[drawn_BR], axis=1)
-        low, high = np.quantile(ratio_B, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
-        return float(np.median(self.answer_R) / np.median(other.answer_R)) - 1, float(low) - 1, float(high) - 1
-
-
-def timed(cells: Sequence[Cell]) -> list[dict[str, Latency]]:
-    """Return how long each size's routed experts take, and its seed alone, as large as the dense model: all take turns."""
-    ways, prompts, tokenize = {}, None, None
-    for cell in cells:
-        campaign = cell.campaign("experts")
-        table = measure(campaign, trained_models(campaign))
-        if prompts is None:
-            prompts, tokenize = timed_prompts(campaign, table, REQUESTS)
-        ways |= {(cell.output, name): way for name, way in timed_ways(table, Router.open(campaign.output)).items()}
-    found = measure_latency(prompts, tokenize, ways, ANSWER)
-    return [{"routed": found[cell.output, "routed"], "dense": found[cell.output, "seed"]} for cell in cells]
-
-
 def row(measured: list[tuple[dict[str, Any], pl.DataFrame]], law: AnyFit, ladder: Sequence[str]) -> dict[str, Any]:
     """Return a row of the first table but for cloze and latencies, and what the others need."""
     evaluations, cells = [found for found, _ in measured], [documents for _, documents in measured]
@@ -293,13 +240,6 @@ def row(measured: list[tuple[dict[str, Any], pl.DataFrame]], law: AnyFit, ladder
     }
 
 
-def of_ways(routed: Way, dense: Way, latencies: dict[str, Latency]) -> dict[str, float]:
-    """Return the cloze accuracies and the latencies of a row of the first table."""
-    found = {"cloze, routed": routed.accuracy(), "cloze, dense": dense.accuracy()}
-    found |= {f"first token, {name}": 1e3 * float(np.median(each.first_s())) for name, each in latencies.items()}
-    return found | {f"answer, {name}": 1e3 * float(np.median(each.answer_s())) for name, each in latencies.items()}
-
-
 def by_domain(labels: dict[str, str], rows: list[dict[str, Any]], cells_of: list[list[pl.DataFrame]]) -> list[dict[str, Any]]:
     """Return for each domain by how much the routed experts' loss is above the dense model's of the same total, at each size."""
     return [
@@ -310,34 +250,6 @@ def by_domain(labels: dict[str, str], rows: list[dict[str, Any]], cells_of: list
         }
         for domain, label in sorted(labels.items())
     ]
-
-
-def headline(routed: Sequence[Way], dense: Sequence[Way]) -> list[dict[str, Any]]:
-    """Return, for each dense model, the smallest routed experts that are no less accurate, and the best ones as fast."""
-    found = []
-    for large in dense:
-        facts = {"dense": large.parameters, "cloze": large.accuracy(), "answer": 1e3 * float(np.median(large.answer_R))}
-        for kind, ways in (("routed", routed), ("dense", dense)):
-            able = [each for each in ways if each.accuracy() >= large.accuracy()]
-            smallest = min(able, key=lambda each: each.parameters, default=None)
-            fast = [each for each in ways if each is large or each.slower(large)[2] <= 0]
-            best = max(fast, key=lambda each: each.accuracy(), default=None)
-            facts |= beside(f"as accurate, {kind}", smallest, large) | beside(f"as fast, {kind}", best, large)
-        found.append(facts)
-    return found
-
-
-def beside(name: str, way: Way | None, large: Way) -> dict[str, Any]:
-    """Return the size of a way, its accuracy and its latency beside a dense model's; nothing where there is none."""
-    if way is None:
-        return dict.fromkeys((name, f"{name}: accuracy", f"{name}: accuracy over", f"{name}: latency"))
-    above = way.more_accurate(large)
-    return {
-        name: way.parameters,
-        f"{name}: accuracy": "{:+.1f} [{:+.1f}, {:+.1f}]".format(*(100 * each for each in above)),
-        f"{name}: accuracy over": above[0] / large.accuracy(),
-        f"{name}: latency": "{:+.0%} [{:+.0%}, {:+.0%}]".format(*way.slower(large)),
-    }
 
 
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
@@ -402,7 +314,7 @@ def main() -> None:
         rows.append(row(measured, law, ladder.domains))
         cells_of.append([documents for _, documents in measured])
     routed, dense = [], []
-    timings = timed([Cell(options.output, size, 0, options.budget) for size in options.sizes])
+    timings = timed([Cell(options.output, size, 0, options.budget).campaign("experts") for size in options.sizes])
     for size, each, latencies in zip(options.sizes, rows, timings, strict=True):
         cells = [Cell(options.output, size, seed, options.budget) for seed in range(options.seeds)]
         answered = [cell.answered().filter(pl.col("domain").is_in(special)) for cell in cells]
