@@ -13,7 +13,7 @@ import numpy.typing as npt
 import polars as pl
 from paired import Judged
 
-from lmsplit.train.answers import DRAWS, INTERVAL
+from lmsplit.train.answers import DRAWS, percentiles
 from lmsplit.train.campaign import Campaign
 from lmsplit.train.evaluate import timed_prompts, timed_ways
 from lmsplit.train.latency import Latency, measure_latency
@@ -56,8 +56,8 @@ class Way(NamedTuple):
         count = len(self.answer_R)
         drawn_BR = np.random.default_rng(0).integers(count, size=(DRAWS, count))
         ratio_B = np.median(self.answer_R[drawn_BR], axis=1) / np.median(other.answer_R[drawn_BR], axis=1)
-        low, high = np.quantile(ratio_B, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
-        return float(np.median(self.answer_R) / np.median(other.answer_R)) - 1, float(low) - 1, float(high) - 1
+        low, high = percentiles(ratio_B)
+        return float(np.median(self.answer_R) / np.median(other.answer_R)) - 1, low - 1, high - 1
 
 
 def timed(campaigns: Sequence[Campaign]) -> list[dict[str, Latency]]:

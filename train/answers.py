@@ -126,12 +126,12 @@ class Comparison(NamedTuple):
 
     def interval(self, name: str) -> tuple[float, float]:
         """Return the 95 % interval of a way's loss."""
-        return _percentiles(self.draws_BW[:, self.names.index(name)])
+        return percentiles(self.draws_BW[:, self.names.index(name)])
 
     def difference(self, name: str, other: str) -> tuple[float, float, float]:
         """Return the loss of a way less that of another one, and its 95 % interval; below 0, the first is better."""
         first, second = self.names.index(name), self.names.index(other)
-        low, high = _percentiles(self.draws_BW[:, first] - self.draws_BW[:, second])
+        low, high = percentiles(self.draws_BW[:, first] - self.draws_BW[:, second])
         return float(self.loss_W[first] - self.loss_W[second]), low, high
 
 
@@ -180,6 +180,7 @@ def compare(
     return Comparison(tuple(ways), np.nanmean(loss_WJ, axis=1), loss_WJ, np.nanmean(drawn_BWJ, axis=2))
 
 
-def _percentiles(values_B: Floats) -> tuple[float, float]:
+def percentiles(values_B: Floats) -> tuple[float, float]:
+    """Return the ends of the 95 % interval of draws."""
     low, high = np.quantile(values_B, [(1 - INTERVAL) / 2, (1 + INTERVAL) / 2])
     return float(low), float(high)

@@ -27,14 +27,13 @@ import torch
 from transformers import PreTrainedModel
 from transformers.generation.streamers import BaseStreamer
 
+from lmsplit.train.answers import DRAWS, percentiles
 from lmsplit.train.energy import measured_energy
 
 _JOULES_PER_KWH: Final = 3.6e6
 _WARM_UP: Final = 2
 _TURNS: Final = 10
 """Of each way where energy is measured, of each turn by itself: of more of them the measuring would be felt."""
-_DRAWS: Final = 1000
-"""Of the bootstrap."""
 _COUNTERS: Final = Path("/sys/class/powercap")
 
 Floats = npt.NDArray[np.float64]
@@ -136,9 +135,8 @@ def median_difference(times_R: Floats, other_R: Floats) -> tuple[float, float, f
     (2.0, 2.0, 2.0)
     """
     differences_R = times_R - other_R
-    drawn_BR = np.random.default_rng(0).integers(len(differences_R), size=(_DRAWS, len(differences_R)))
-    low, high = np.quantile(np.median(differences_R[drawn_BR], axis=1), [0.025, 0.975])
-    return float(np.median(differences_R)), float(low), float(high)
+    drawn_BR = np.random.default_rng(0).integers(len(differences_R), size=(DRAWS, len(differences_R)))
+    return float(np.median(differences_R)), *percentiles(np.median(differences_R[drawn_BR], axis=1))
 
 
 def has_power_counters() -> bool:
