@@ -44,7 +44,8 @@ def config(tmp_path: Path) -> Path:
 
 
 def write_config(directory: Path, **keys: object) -> Path:
-    values = {"input": str(directory / "in"), "output": str(directory / "out"), "domains": 3, "executor": {"workers": 0}}
+    values = {"input": str(directory / "in"), "output": str(directory / "out"), "domains": 3}
+    values |= {"encoder": "lexical", "executor": {"workers": 0}}
     path = directory / "partition.yaml"
     path.write_text(yaml.safe_dump(values | keys))
     return path

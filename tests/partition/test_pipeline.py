@@ -184,7 +184,7 @@ def test_other_error_of_the_file_system_says_what_to_do(tmp_path: Path, monkeypa
 def test_two_processes_at_once_make_one_manifest(tmp_path: Path) -> None:
     write(tmp_path / "in" / "a.jsonl", topical(300))
     (tmp_path / "c.yaml").write_text(
-        f"input: {tmp_path / 'in'}\noutput: {tmp_path / 'manifest'}\ndomains: 3\nexecutor: {{workers: 1}}\n"
+        f"input: {tmp_path / 'in'}\noutput: {tmp_path / 'manifest'}\ndomains: 3\nencoder: lexical\nexecutor: {{workers: 1}}\n"
     )
     context = multiprocessing.get_context("forkserver")
     arguments = ["partition", str(tmp_path / "c.yaml"), "--json"]
