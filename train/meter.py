@@ -4,6 +4,7 @@ The counts belong to the run, not to the process: they are kept in its checkpoin
 look at tensors' values.
 """
 
+import functools
 import time
 from typing import Any, Final
 
@@ -87,7 +88,7 @@ class Meter(TrainerCallback, ExportableState):
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return a device's FLOP/s for matrix products: a GPU's by its data sheet, a CPU's measured once (0.2 s).
+    """Return a device's FLOP/s for matrix products: a GPU's by its data sheet, a CPU's measured, once in a process.
 
     Args:
         device: where the model is.
@@ -97,18 +98,24 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         None for a GPU that is not in the table, or one that computes in float32.
     """
     if device.type == "cpu":
-        return _measured_peak(dtype)
+        return _measured_peak(dtype, torch.get_num_threads())
     if device.type != "cuda" or dtype == torch.float32:
         return None
     name = torch.cuda.get_device_name(device)
     return next((peak for part, peak in _PEAKS.items() if part in name), None)
 
 
-def _measured_peak(dtype: torch.dtype, size: int = 1024, repeats: int = 5) -> float:
-    left = torch.ones(size, size, dtype=dtype)
-    best = float("inf")
-    for _ in range(repeats):
-        began = time.perf_counter()
-        torch.mm(left, left)
-        best = min(best, time.perf_counter() - began)
-    return float(2 * size**3 / best)
+@functools.cache
+def _measured_peak(dtype: torch.dtype, _num_threads: int) -> float:
+    """Multiply larger and larger matrices; stop where a product is slow, as in bf16 on a CPU without instructions for it."""
+    best = 0.0
+    for size in (256, 512, 1024):
+        left = torch.ones(size, size, dtype=dtype)
+        for _ in range(5):
+            began = time.perf_counter()
+            torch.mm(left, left)
+            elapsed = time.perf_counter() - began
+            best = max(best, 2 * size**3 / elapsed)
+            if elapsed > 0.1:
+                return best
+    return best

@@ -1,14 +1,15 @@
 """The counts of a run: rates by hand with a clock of our own, and what a checkpoint keeps of them."""
 
+import functools
 import json
 from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
 from transformers import TrainerControl, TrainerState
 
+from lmsplit.train import meter
 from lmsplit.train.meter import Meter, peak_flops
 
 
@@ -124,8 +125,21 @@ def test_peak_of_another_device_is_not_known() -> None:
     assert peak_flops(torch.device("meta"), torch.bfloat16) is None
 
 
-def test_peak_of_a_cpu_is_measured_by_its_fastest_product(monkeypatch: pytest.MonkeyPatch) -> None:
-    times: Any = iter([0.0, 4.0, 4.0, 6.0, 6.0, 9.0, 9.0, 12.0, 12.0, 15.0])
+@pytest.mark.parametrize(
+    ("seconds", "size", "best"),
+    [
+        ([9e-3] * 5 + [9e-3] * 5 + [0.04, 0.02, 0.03, 0.03, 0.03], 1024, 0.02),
+        ([0.05] * 5 + [0.4], 512, 0.4),  # slow: the largest is left out
+        ([0.2], 256, 0.2),
+    ],
+)
+def test_peak_of_a_cpu_is_measured_once_by_its_fastest_product(
+    monkeypatch: pytest.MonkeyPatch, seconds: list[float], size: int, best: float
+) -> None:
+    times = iter([time for each in seconds for time in (0.0, each)])
     monkeypatch.setattr("lmsplit.train.meter.time", SimpleNamespace(perf_counter=lambda: next(times)))
     monkeypatch.setattr(torch, "mm", lambda *_: None)
-    assert peak_flops(torch.device("cpu"), torch.float32) == 2 * 1024**3 / 2
+    monkeypatch.setattr(meter, "_measured_peak", functools.cache(meter._measured_peak.__wrapped__))
+    found = [peak_flops(torch.device("cpu"), torch.float32) for _ in range(2)]
+    assert found == [2 * size**3 / best] * 2
+    assert list(times) == []
