@@ -118,7 +118,7 @@ def _asked(corpus: Path, output: Path) -> Partition:
     keep = [{"name": "year", "type": "int64"}]
     values = {"input": {"paths": str(corpus), "keep": keep}, "output": str(output), "domains": 2, "encoder": "lexical"}
     return Partition.model_validate(
-        values | {"executor": {"workers": 1}, "max_bad_fraction": 1, "duplicate_ids": "quarantine", "max_record_bytes": 4096}
+        values | {"executor": {"workers": 0}, "max_bad_fraction": 1, "duplicate_ids": "quarantine", "max_record_bytes": 4096}
     )
 
 

@@ -314,7 +314,7 @@ def test_diff_of_another_seed_explains_every_move(manifest_path, corpus_path, tm
     first = Manifest.open(manifest_path)
     keys = {"input": {"paths": str(corpus_path), "group": "group"}, "output": str(tmp_path / "out"), "domains": 4}
     partition(
-        Partition.model_validate(keys | {"encoder": "lexical", "executor": {"workers": 1}, "seed": 3, "heldout_fraction": 0.1})
+        Partition.model_validate(keys | {"encoder": "lexical", "executor": {"workers": 0}, "seed": 3, "heldout_fraction": 0.1})
     )
     json = diff(first, Manifest.open(tmp_path / "out")).to_json()
     assert json["moved"] > 0

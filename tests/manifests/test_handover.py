@@ -159,7 +159,7 @@ def test_handover_of_a_published_manifest_is_sound(manifest_path: Path, tmp_path
 
 def test_handover_out_of_a_hierarchy_is_sound(corpus_path: Path, tmp_path: Path) -> None:
     """Leaves of two branches; kept vectors stay behind."""
-    configuration = {"domains": [2, 2], "encoder": "lexical", "keep_embeddings": True, "executor": {"workers": 1}}
+    configuration = {"domains": [2, 2], "encoder": "lexical", "keep_embeddings": True, "executor": {"workers": 0}}
     partition(Partition.model_validate(configuration | {"input": str(corpus_path), "output": str(tmp_path / "tree")}))
     original = Manifest.open(tmp_path / "tree")
     assert any(entry.path.startswith("embeddings/") for entry in original.body.files)

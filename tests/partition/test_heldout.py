@@ -1,5 +1,6 @@
 """Held-out documents and what nearly repeats them: whole runs, checked against Python sets."""
 
+import functools
 import random
 import re
 from collections.abc import Callable
@@ -20,6 +21,7 @@ from tests.partition.corpora import configuration, rows, topical, tree, write
 THRESHOLD = 0.8
 
 
+@functools.cache
 def shingles(text: str) -> set[tuple[str, ...]]:
     """The set of word 5-grams of a text, without anything of the project."""
     words = re.findall(r"\w+", text.lower())

@@ -32,7 +32,7 @@ def licensed_manifest(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "heldout_fraction": 0.1,
         "near_duplicate_threshold": None,
         "encoder": "lexical",
-        "executor": {"workers": 1},
+        "executor": {"workers": 0},
     }
     partition(Partition.model_validate(keys))
     return directory / "manifest"

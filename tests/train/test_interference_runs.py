@@ -152,7 +152,7 @@ def test_others_keep_their_share_where_repetitions_cut_the_budget(path: Path) ->
 def test_one_domain_is_trained_without_others_and_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write(tmp_path / "corpus.jsonl", topical(60, words=20))
     keys = {"input": {"paths": str(tmp_path / "corpus.jsonl"), "group": "group"}, "output": str(tmp_path / "manifest")}
-    keys |= {"near_duplicate_threshold": None, "executor": {"workers": 1}}
+    keys |= {"near_duplicate_threshold": None, "executor": {"workers": 0}}
     partition(Partition.model_validate(keys | {"domains": 1, "encoder": "lexical"}))
     record = expert(write_configuration(tmp_path, tmp_path / "manifest"), "{}")
     assert (list(record.domains), record.interference) == (["d00000"], None)

@@ -16,7 +16,7 @@ from lmsplit.train.ladder_run import LadderRun
 from lmsplit.train.presets import Preset
 from lmsplit.train.record import read_record
 from lmsplit.train.runs import read_runs
-from tests.train.runs import MODEL, Command
+from tests.train.runs import MODEL, Command, write_configuration
 
 pytestmark = [pytest.mark.filterwarnings("ignore:.*pin_memory.*:UserWarning"), pytest.mark.usefixtures("one_thread")]
 
@@ -36,8 +36,9 @@ def ladder_run(path: Path, ladder: Ladder = LADDER, seen: list[tuple[int, int]] 
 
 def test_run_measures_every_point_with_the_tokens_really_trained_on(path: Path) -> None:
     seen: list[tuple[int, int]] = []
-    table = ladder_run(path, seen=seen).run()
-    assert len(table) == LADDER.num_points == seen[-1][0] == seen[-1][1]
+    small = Ladder(LADDER.sizes, LADDER.pretraining, LADDER.specialization[:1], 3, 1)
+    table = ladder_run(path, small, seen).run()
+    assert len(table) == small.num_points == seen[-1][0] == seen[-1][1]
     assert table["loss"].is_finite().all()
     seeds = table.filter(pl.col("specialization_tokens") == 0)
     assert seeds.group_by("num_parameters", "pretraining_tokens").len()["len"].to_list() == [3] * 4
@@ -54,10 +55,18 @@ def test_run_measures_every_point_with_the_tokens_really_trained_on(path: Path) 
     assert runs.configuration == output / "config.yaml"
 
 
-@pytest.mark.slow
-def test_run_goes_on_where_it_was_cut_off(path: Path) -> None:
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, licensed_manifest: Path) -> Path:
+    """A configuration over whose output a whole ladder was run. Copy it before you change it."""
+    path = write_configuration(tmp_path_factory.mktemp("ladder"), licensed_manifest)
     ladder_run(path).run()
+    return path
+
+
+@pytest.mark.slow
+def test_run_goes_on_where_it_was_cut_off(path: Path, finished: Path) -> None:
     output = path.parent / "out"
+    shutil.copytree(finished.parent / "out", output)
     whole = (output / "runs.jsonl").read_bytes()
     lines = whole.splitlines(keepends=True)
     (output / "runs.jsonl").write_bytes(b"".join(lines[:4]))
@@ -71,9 +80,8 @@ def test_run_goes_on_where_it_was_cut_off(path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_plan_of_a_ladder_is_a_configuration_that_trains(path: Path, lmsplit: Command) -> None:
-    ladder_run(path).run()
-    directory = path.parent / "out"
+def test_plan_of_a_ladder_is_a_configuration_that_trains(path: Path, finished: Path, lmsplit: Command) -> None:
+    directory = finished.parent / "out"
     size = read_runs([str(directory)]).points.num_parameters_R.max()
     options = ("--num-parameters", str(size), "-o", str(path.parent / "plan"), "--json")
     planned = lmsplit("plan", str(directory), "--budget", str(6 * size * 6000), *options)

@@ -35,7 +35,7 @@ def kept_manifest(tmp_path_factory: pytest.TempPathFactory) -> Manifest:
                 "output": str(directory / "manifest"),
                 "domains": 1,
                 "encoder": "lexical",
-                "executor": {"workers": 1},
+                "executor": {"workers": 0},
             }
         )
     )
