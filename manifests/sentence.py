@@ -229,6 +229,7 @@ def load_model(directory: Path, device: str, precision: Precision, trust_remote_
     from sentence_transformers import SentenceTransformer
     from transformers.utils import logging as transformers_logging
 
+    bars = transformers_logging.is_progress_bar_enabled()
     transformers_logging.disable_progress_bar()  # one bar for 0.1 s of loading, in the middle of ours
     try:
         model = SentenceTransformer(
@@ -242,7 +243,8 @@ def load_model(directory: Path, device: str, precision: Precision, trust_remote_
         reason = str(error).strip().partition("\n")[0]
         raise ConfigurationError(f"{directory} cannot be loaded as a sentence-transformers model: {reason}") from error
     finally:
-        transformers_logging.enable_progress_bar()
+        if bars:
+            transformers_logging.enable_progress_bar()
     first = type(model[0]).__name__
     if first not in {"Transformer", "StaticEmbedding"}:
         raise ConfigurationError(f"{directory}: its first module is {first}, expected Transformer or StaticEmbedding")

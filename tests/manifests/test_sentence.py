@@ -12,11 +12,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentence_transformers import SentenceTransformer
+from transformers.utils import logging as transformers_logging
 
 from lmsplit.manifests.errors import ConfigurationError
 from lmsplit.manifests.model_files import MINILM, MINILM_PACKAGE
 from lmsplit.manifests.placement import Floats, is_unit
-from lmsplit.manifests.sentence import PROBE, STATIC_BATCH, TOLERANCES, SentenceEncoder
+from lmsplit.manifests.sentence import PROBE, STATIC_BATCH, TOLERANCES, SentenceEncoder, load_model
 from tests.models import (
     BATCH_SIZE,
     KINDS,
@@ -61,6 +62,17 @@ def test_encode_reads_as_many_tokens_as_it_is_told(models: dict[str, Path], max_
     heads = [" ".join(text.split()[:number]) for number in (max_tokens - 3, max_tokens - 2, max_tokens - 1, 70)]
     shorter, *others = (vector.tobytes() for vector in encoder.encode(heads))
     assert set(others) == {others[0]} != {shorter}
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_loading_leaves_the_librarys_bars_as_they_are(tiny_model: Path, shown: bool) -> None:
+    before = transformers_logging.is_progress_bar_enabled()
+    try:
+        transformers_logging.enable_progress_bar() if shown else transformers_logging.disable_progress_bar()
+        load_model.__wrapped__(tiny_model, "cpu", "float32")  # it is kept otherwise, and a second call does nothing
+        assert transformers_logging.is_progress_bar_enabled() is shown
+    finally:
+        transformers_logging.enable_progress_bar() if before else transformers_logging.disable_progress_bar()
 
 
 class Company(NamedTuple):
