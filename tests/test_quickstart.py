@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from quickstart import MIN_CHARACTERS, docstrings
+from quickstart import MIN_CHARACTERS, docstrings, write_corpus
+from tests.conftest import PACKAGES
 
 ROOT = Path(__file__).parent.parent
 
@@ -24,12 +25,15 @@ def test_docstrings_are_none_when_the_package_is_absent():
 
 
 @pytest.mark.slow
-def test_quickstart_runs_on_a_users_own_corpus(corpus_path, tmp_path):
-    command = [sys.executable, str(ROOT / "quickstart.py"), "--corpus", str(corpus_path), "--output", str(tmp_path / "out")]
+def test_quickstart_runs_on_a_users_own_corpus(tmp_path):
+    corpus, output = tmp_path / "corpus", tmp_path / "out"
+    corpus.mkdir()
+    write_corpus(corpus, PACKAGES, 80)
+    command = [sys.executable, str(ROOT / "quickstart.py"), "--corpus", str(corpus), "--output", str(output)]
     small = ["--domains", "3", "--seed-tokens", "150000", "--expert-tokens", "60000"]
     done = subprocess.run([*command, *small], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
     assert all(name in done.stdout for name in ("domain", "seed loss", "expert loss", "d00002"))
-    record = json.loads((tmp_path / "out/experts/experts/d00000/run.json").read_text())
+    record = json.loads((output / "experts/experts/d00000/run.json").read_text())
     losses = record["losses"]["d00000"]
     assert losses["after"]["nats_per_token"] < losses["before"]["nats_per_token"]

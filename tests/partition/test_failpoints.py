@@ -19,7 +19,7 @@ from tests.partition.trials import undisturbed as undisturbed  # a fixture
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 
-NUM_POINTS = 10
+NUM_POINTS = 7
 ALWAYS = ("before link commits/00000.json", "after link commits/00000.json", "after replace m/README.md")
 SAID = {"full": "No space left on device. Nothing is lost: make room there", "broken": "Input/output error. Nothing is lost"}
 
