@@ -88,7 +88,7 @@ class Meter(TrainerCallback, ExportableState):
 
 
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
-    """Return a device's FLOP/s for matrix products: a GPU's by its data sheet, a CPU's measured, once in a process.
+    """Return a device's FLOP/s for matrix products: a GPU's by its data sheet, a CPU's measured, once in a process (0.2 s).
 
     Args:
         device: where the model is.
@@ -107,7 +107,10 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 
 @functools.cache
 def _measured_peak(dtype: torch.dtype, _num_threads: int) -> float:
-    """Multiply larger and larger matrices; stop where a product is slow, as in bf16 on a CPU without instructions for it."""
+    """Multiply larger and larger matrices; stop where a product is slow, as in bf16 on a CPU without instructions for it.
+
+    Remembered for each number of threads.
+    """
     best = 0.0
     for size in (256, 512, 1024):
         left = torch.ones(size, size, dtype=dtype)
