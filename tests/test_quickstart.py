@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from quickstart import MIN_CHARACTERS, docstrings, write_corpus
-from tests.conftest import PACKAGES
+from quickstart import MIN_CHARACTERS, PACKAGES, docstrings, write_corpus
 
 ROOT = Path(__file__).parent.parent
 
@@ -27,8 +26,7 @@ def test_docstrings_are_none_when_the_package_is_absent():
 @pytest.mark.slow
 def test_quickstart_runs_on_a_users_own_corpus(tmp_path):
     corpus, output = tmp_path / "corpus", tmp_path / "out"
-    corpus.mkdir()
-    write_corpus(corpus, PACKAGES, 80)
+    write_corpus(corpus, PACKAGES[:3], 110)
     command = [sys.executable, str(ROOT / "quickstart.py"), "--corpus", str(corpus), "--output", str(output)]
     small = ["--domains", "3", "--seed-tokens", "150000", "--expert-tokens", "60000"]
     done = subprocess.run([*command, *small], cwd=tmp_path, capture_output=True, text=True, check=False)
